@@ -1,0 +1,11 @@
+"""What can go wrong for a user, and the exit code that goes with it."""
+
+DONE, BUDGET_MISSED, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class EnvironmentLacks(Exception):
+    """The command is right but this machine cannot do it: no network, no runtime, no device. Exit code 3."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C at a point where everything computed so far is on disk. Exit code 130, as shells expect."""

@@ -1,0 +1,130 @@
+"""Where a pretrained DeiT comes from: the embedded one, the hub, or a file."""
+
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import VisionTransformer, generate_default_cfgs, register_model
+from timm.models.deit import VisionTransformerDistilled, _create_deit
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+from pipeline.errors import EnvironmentLacks
+
+MICRO = "deit_micro_patch8_64"
+MICRO_WEIGHTS = Path(__file__).parent / "weights" / f"{MICRO}.safetensors"
+
+default_cfgs = generate_default_cfgs(
+    {
+        # Pretrained by `make pretrain`; model card beside the weights.
+        f"{MICRO}.objects": {
+            "file": str(MICRO_WEIGHTS),
+            "num_classes": 123,
+            "input_size": (3, 64, 64),
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "fixed_input_size": True,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
+    }
+)
+
+
+@register_model
+def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """DeiT of width 96 for 64x64 images: patch 8, 12 layers, 3 heads, 1.4 M parameters.
+
+    Registered the way timm registers its own DeiTs; small enough to prune on two CPU cores.
+    """
+    arguments = dict(img_size=64, patch_size=8, embed_dim=96, depth=12, num_heads=3)
+    return _create_deit(MICRO, pretrained=pretrained, **dict(arguments, **kwargs))
+
+
+def model_names() -> list[str]:
+    """Names of MODEL that can be pruned: timm's DeiTs and plain ViTs, ours included."""
+    # deit3 is left out on purpose: its no-embed-class position embedding is fine, but timm lists it under other names
+    return timm.list_models(["deit_*", "vit_tiny_*", "vit_small_*", "vit_base_*", "vit_large_*"])
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    weights: Path | None = None,
+    from_scratch: bool = False,
+    drop_path: float = 0.0,
+) -> VisionTransformer:
+    """A timm DeiT or ViT with a new head of `num_classes` outputs.
+
+    name:         any timm DeiT/ViT model name
+    weights:      a .safetensors (or weights-only .pth) file; None: the model's own pretrained weights
+    from_scratch: random weights, only when asked for
+    Raises ValueError for an unknown name or a file that does not fit, EnvironmentLacks when the weights
+    would have to be downloaded and cannot be.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"MODEL={name} is unknown. Known: {', '.join(model_names())}")
+    options = dict(num_classes=num_classes, drop_path_rate=drop_path)
+    if from_scratch or weights is not None:
+        model = timm.create_model(name, pretrained=False, **options)
+        if weights is not None:
+            load_weights(model, weights)
+    else:
+        try:
+            model = timm.create_model(name, pretrained=True, **options)
+        except SafetensorError as error:
+            raise ValueError(f"the pretrained weights of {name} are damaged ({error}). {_ways_out(name)}") from error
+        except (OSError, RuntimeError) as error:  # what hub clients raise when offline, and timm without a source
+            raise EnvironmentLacks(
+                f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). {_ways_out(name)}"
+            ) from error
+    if not isinstance(model, VisionTransformer | VisionTransformerDistilled):
+        raise ValueError(f"MODEL={name} is a {type(model).__name__}; only DeiT and plain ViT can be pruned")
+    return model
+
+
+def load_weights(model: VisionTransformer, path: Path) -> None:
+    """Load a state dict into `model`; a head of another size is left out, anything else must fit.
+
+    Raises ValueError naming the file and what is wrong with it. Never unpickles arbitrary objects.
+    """
+    if not path.is_file():
+        raise ValueError(f"MODEL_PATH={path}: there is no such file")
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged file
+        raise ValueError(f"MODEL_PATH={path} cannot be read as weights: {_first_line(error)}") from error
+    state = checkpoint_filter_fn(state, model)
+    own = model.state_dict()
+    head = {f"{name}.{part}" for name in ("head", "head_dist") for part in ("weight", "bias")} & own.keys()
+    state = {key: value for key, value in state.items() if key not in head or value.shape == own[key].shape}
+    missing = sorted(own.keys() - state.keys() - head)
+    unexpected = sorted(state.keys() - own.keys())
+    misfits = [f"{key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
+               for key in sorted(state.keys() & own.keys()) if state[key].shape != own[key].shape]  # fmt: skip
+    for what, names in (("lacks", missing), ("has unknown", unexpected), ("does not fit:", misfits)):
+        if names:
+            raise ValueError(f"MODEL_PATH={path} {what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. "
+                             "Is it the checkpoint of another MODEL?")  # fmt: skip
+    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"MODEL_PATH={path} holds numbers that are not finite in {bad[0]}")
+    model.load_state_dict(state, strict=False)
+
+
+def _ways_out(name: str) -> str:
+    return (
+        f"Either go online once and repeat the command, or download the weights elsewhere and pass "
+        f"MODEL_PATH=file.safetensors (hub repository timm/{timm.get_pretrained_cfg(name).architecture}"
+        f".{timm.get_pretrained_cfg(name).tag}, file model.safetensors). "
+        "To train from random weights on purpose, pass --from-scratch"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

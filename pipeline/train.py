@@ -1,0 +1,204 @@
+"""One training loop. It takes a pruner and knows no rule of it.
+
+Bit-for-bit resumable: every random number of a step comes from (seed, step), and a checkpoint is taken between steps.
+"""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pipeline import runs
+from pipeline.data import TrainBatches, normalise
+from pipeline.errors import Interrupted
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained in one stage."""
+
+    epochs: int
+    """passes over the training split"""
+    batch_size: int = 64
+    """images per step and process"""
+    lr: float = 5e-4
+    """peak learning rate at this batch size"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """shape of the learning rate after warm-up"""
+    warmup_epochs: float = 0.0
+    """linear warm-up"""
+    weight_decay: float = 0.05
+    """AdamW; none on biases, norms, tokens and position embedding"""
+    label_smoothing: float = 0.1
+    """share of the target spread over all classes"""
+    mixup: float = 0.0
+    """mixup alpha, 0: off"""
+    cutmix: float = 0.0
+    """cutmix alpha, 0: off"""
+    drop_path: float = 0.0
+    """stochastic depth of the last block"""
+    clip_grad: float = 1.0
+    """largest gradient norm"""
+    checkpoint_seconds: float = 60.0
+    """time between checkpoints"""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs} must be 1 or more")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr} must be above 0")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
+
+
+class TrainingPruner(Protocol):
+    """What the loop needs of a pruner."""
+
+    def step(self, targets: torch.Tensor) -> Any:
+        """Called after backward and before the optimiser's step; returns what to log when masks moved, else None."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C (or TERM) into a flag that is read between steps; a second one stops at once."""
+
+    def __enter__(self) -> "_StopRequest":
+        self.set = False
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.set:
+            raise KeyboardInterrupt
+        self.set = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    config: TrainConfig,
+    *,
+    stage: str,
+    seed: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    classes: int,
+    checkpoint: Path,
+    log: runs.Log,
+    pruner: TrainingPruner | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> nn.Module:
+    """Train `model` in place, from `checkpoint` if there is one, and return it on the CPU, unwrapped.
+
+    loader:   batches of uint8 (B, 3, H, W) and int64 (B,), with a TrainBatches as batch sampler
+    stage:    name that goes into every log line
+    progress: called after every step with (steps done, steps in all, {"loss", "lr"})
+    Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite.
+    """
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no")
+    assert isinstance(loader.batch_sampler, TrainBatches)
+    batches = loader.batch_sampler
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    steps_per_epoch, bare = len(loader), accelerator.unwrap_model(model)
+    total = steps_per_epoch * config.epochs
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.schedule,
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # timm multiplies it by the steps of an epoch
+        warmup_lr=config.lr / 100,
+        min_lr=config.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    mixup = None
+    criterion: nn.Module = LabelSmoothingCrossEntropy(config.label_smoothing)
+    if config.mixup or config.cutmix:
+        mixup = Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
+        criterion = SoftTargetCrossEntropy()
+
+    fields = {**dataclasses.asdict(config), "checkpoint_seconds": None}
+    step = 0
+    if state := runs.load_checkpoint(checkpoint):
+        if (state["config"], state["seed"]) != (fields, seed):
+            raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. Delete it to begin this stage anew")
+        try:
+            bare.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if pruner is not None:
+                pruner.load_state_dict(state["pruner"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"checkpoint {checkpoint} does not fit this model. Delete it to begin this stage anew") from error
+        step = state["step"]
+    log.rewind(stage, step)
+
+    def save() -> None:
+        state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
+                 "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None}  # fmt: skip
+        if accelerator.is_main_process:
+            runs.save_checkpoint(checkpoint, state)
+
+    model.train()
+    saved_at = time.monotonic()
+    with _StopRequest() as stop:
+        while step < total:
+            batches.step = step
+            for images, labels in loader:
+                set_seed(_step_seed(seed, step), device_specific=True)
+                scheduler.step_update(step)
+                inputs, targets = normalise(images, mean, std), labels
+                if mixup is not None:
+                    inputs, targets = mixup(inputs, labels)
+                with accelerator.autocast():
+                    logits = model(inputs)
+                loss = criterion(logits.float(), targets)
+                accelerator.backward(loss)
+                update = pruner.step(targets) if pruner is not None else None
+                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+                value, lr = float(loss.detach()), optimizer.param_groups[0]["lr"]
+                if not math.isfinite(value):
+                    raise ValueError(f"{stage}: the loss became {value} at step {step}. Try a lower LR")
+                if accelerator.is_main_process:
+                    line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "loss": value, "lr": lr}
+                    log.write(line if update is None else {**line, **update})
+                    if progress is not None:
+                        progress(step, total, {"loss": value, "lr": lr})
+                if stop.set or time.monotonic() - saved_at > config.checkpoint_seconds:
+                    save()
+                    saved_at = time.monotonic()
+                if stop.set:
+                    raise Interrupted(f"{stage} stopped at step {step} of {total}")
+    save()
+    return bare.cpu()
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**31
