@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import timm
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader
@@ -24,6 +25,28 @@ from pipeline.augment import Augmentation
 
 DATASETS = ("digits", "folder:PATH")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a model wants its images; written to preprocess.json so that apps can repeat it."""
+
+    size: int
+    """height and width, pixels"""
+    crop_ratio: float
+    """share of the shorter side that the centre crop keeps"""
+    mean: tuple[float, ...]
+    """per channel, of images scaled to 0..1"""
+    std: tuple[float, ...]
+    """per channel, of images scaled to 0..1"""
+
+    @staticmethod
+    def of(model: torch.nn.Module) -> "View":
+        """What timm's own configuration of this model says."""
+        config = timm.data.resolve_model_data_config(model)
+        return View(
+            size=config["input_size"][-1], crop_ratio=config["crop_pct"], mean=config["mean"], std=config["std"]
+        )
 
 
 class Images(Protocol):
@@ -212,9 +235,9 @@ def train_loader(dataset: Dataset, size: int, batch_size: int, seed: int, worker
     )
 
 
-def eval_loader(split: Split, size: int, crop_ratio: float, batch_size: int, workers: int) -> DataLoader:
+def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> DataLoader:
     """The whole split in order: uint8 (B, 3, size, size), int64 (B,)."""
-    images = _Augmented(split, augment.eval_transform(size, crop_ratio))
+    images = _Augmented(split, augment.eval_transform(view.size, view.crop_ratio))
     keys: Sequence = [(index, None) for index in range(len(images))]
     return DataLoader(
         images,
@@ -237,7 +260,7 @@ def default_workers(dataset: Dataset) -> int:
     return 0 if isinstance(dataset.train.images, np.ndarray) else min(8, os.cpu_count() or 1)
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (B, 3, H, W) 0..255 -> float32 (B, 3, H, W), zero mean and unit deviation per channel."""
     mean_3 = torch.tensor(mean, device=images.device).view(3, 1, 1)
     std_3 = torch.tensor(std, device=images.device).view(3, 1, 1)

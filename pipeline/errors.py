@@ -1,6 +1,6 @@
 """What can go wrong for a user, and the exit code that goes with it."""
 
-DONE, BUDGET_MISSED, WRONG_USE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, BUDGET_MISSED, WRONG_USE, ENVIRONMENT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 
 class EnvironmentLacks(Exception):

@@ -5,6 +5,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.layers import DropPath
 from timm.models import VisionTransformer, generate_default_cfgs, register_model
 from timm.models.deit import VisionTransformerDistilled, _create_deit
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -128,3 +129,11 @@ def _ways_out(name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def set_drop_path(model: VisionTransformer, rate: float) -> None:
+    """Stochastic depth, growing linearly from 0 in the first block to `rate` in the last, as timm sets it."""
+    rates = torch.linspace(0, rate, len(model.blocks)).tolist()
+    for block, share in zip(model.blocks, rates, strict=True):
+        block.drop_path1 = DropPath(share) if share else torch.nn.Identity()
+        block.drop_path2 = DropPath(share) if share else torch.nn.Identity()

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline import data, models, runs
-from pipeline.data import eval_loader, normalise, train_loader
-from pipeline.evaluate import top1_percent
+from pipeline import data, files, models
+from pipeline.data import View, eval_loader, train_loader
+from pipeline.evaluate import model_top1
 from pipeline.train import TrainConfig, train
 
 
@@ -46,28 +45,22 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress=None) 
         from_scratch=not config.init,
         drop_path=config.train.drop_path,
     )
-    view = timm.data.resolve_model_data_config(model)
-    size, workers = view["input_size"][-1], data.default_workers(dataset)
+    view, workers = View.of(model), data.default_workers(dataset)
     model = train(
         model,
-        train_loader(dataset, size, config.train.batch_size, config.seed, workers),
+        train_loader(dataset, view.size, config.train.batch_size, config.seed, workers),
         config.train,
         stage="pretrain",
         seed=config.seed,
-        mean=view["mean"],
-        std=view["std"],
+        view=view,
         classes=len(dataset.classes),
         checkpoint=folder / "pretrain.pt",
-        log=runs.Log(folder / "log.jsonl"),
+        log=files.Log(folder / "log.jsonl"),
         progress=progress,
     ).eval()
 
-    @torch.inference_mode()
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        return model(normalise(images, view["mean"], view["std"]))
-
     def accuracy() -> float:
-        return top1_percent(predict, eval_loader(dataset.val, size, view["crop_pct"], 256, workers))
+        return model_top1(model, view, eval_loader(dataset.val, view, 256, workers))
 
     full = {key: value.contiguous() for key, value in model.state_dict().items()}
     top1_fp32 = accuracy()
@@ -76,6 +69,6 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress=None) 
     top1_fp16 = accuracy()
     # One image of 2,460 is 0.04 points; more than two of them would be a loss.
     small_enough = top1_fp16 >= top1_fp32 - 200 / len(dataset.val.labels)
-    with runs.atomic(output) as temporary:
+    with files.atomic(output) as temporary:
         save_file(half if small_enough else full, temporary)
     return {"top1_fp32": top1_fp32, "top1_fp16": top1_fp16}

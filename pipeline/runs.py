@@ -1,97 +1,15 @@
-"""The run folder: atomic writes, checkpoints, the log, the lock."""
+"""The run folder: its lock, its config, and what every finished stage left."""
 
 import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused, a missing number is null."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with atomic(path) as temporary:
-        temporary.write_text(text)
-
-
-def read_json(path: Path) -> Any:
-    """Raises ValueError that names the file if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values only, so that reading it never runs code."""
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state saved at `path`, or None if there is none. Raises ValueError if the file is damaged."""
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} is damaged. Delete it to begin this stage anew") from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class Log:
-    """log.jsonl: one JSON object per line, each with its stage and step."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a line torn by a crash is left out."""
-        if not self.path.exists():
-            return []
-        lines = []
-        for line in self.path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-        return lines
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Forget what `stage` logged after `step`: it is about to be computed again."""
-        kept = [line for line in self.read() if line["stage"] != stage or line["step"] <= step]
-        with atomic(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+from pipeline.config import RunConfig, differences, from_dict, to_dict
+from pipeline.files import Log, digest, read_json, write_json
 
 
 @contextlib.contextmanager
@@ -109,3 +27,94 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+
+
+class Run:
+    """One run folder: its config, and the record of every finished stage.
+
+    A record holds a digest of the stage's inputs, the digests of the files it wrote, its results and its seconds.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder, self.config = folder, config
+        self.log = Log(folder / "log.jsonl")
+
+    @staticmethod
+    def create(folder: Path, config: RunConfig) -> "Run":
+        """The run in `folder`, made if it is new. Raises ValueError if the folder belongs to another configuration."""
+        path = folder / "config.json"
+        if path.exists():
+            if different := differences(Run.open(folder).config, config):
+                raise ValueError(
+                    f"{folder} belongs to another configuration ({'; '.join(different[:3])}; there, here). "
+                    f"Choose another RUN=name, or delete the folder"
+                )
+        else:
+            if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+                raise ValueError(f"{folder} is not empty and holds no run. Choose another RUN=name")
+            write_json(path, to_dict(config))
+        return Run(folder, config)
+
+    @staticmethod
+    def open(folder: Path) -> "Run":
+        """The run in an existing folder. Raises ValueError if there is none or its config is damaged."""
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no run (there is no config.json). `make prune` makes one")
+        try:
+            return Run(folder, from_dict(read_json(folder / "config.json")))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What the finished stages left, by stage."""
+        path = self.folder / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def results(self, stage: str) -> dict[str, Any]:
+        """Results of a finished stage; empty if it has not finished."""
+        return self.records().get(stage, {}).get("results", {})
+
+    def finished(self, stage: str, inputs: Any) -> bool:
+        """Whether `stage` has finished with these inputs and its files are still there.
+
+        Raises ValueError if one of the files is not what the stage wrote.
+        """
+        record = self.records().get(stage)
+        if record is None or record["inputs"] != _fingerprint(inputs) or "seconds" not in record:
+            return False
+        for name, expected in record["files"].items():
+            path = self.folder / name
+            if not path.exists():
+                return False
+            if digest(path) != expected:
+                raise ValueError(f"{path} is not what stage {stage} wrote (damaged?). Delete it to have it made anew")
+        return True
+
+    def begin(self, stage: str, inputs: Any) -> bool:
+        """Note that `stage` has begun. Returns whether it had begun with other inputs before."""
+        record = self.records().get(stage)
+        changed = record is not None and record["inputs"] != _fingerprint(inputs)
+        write_json(self.folder / "stages.json", {**self.records(), stage: {"inputs": _fingerprint(inputs), "files": {}}})
+        return changed
+
+    def finish(self, stage: str, inputs: Any, files: list[Path], results: dict[str, Any], seconds: float) -> None:
+        """Record that `stage` has finished."""
+        written = {str(path.relative_to(self.folder)): digest(path) for path in files}
+        record = {"inputs": _fingerprint(inputs), "files": written, "results": results, "seconds": seconds}
+        write_json(self.folder / "stages.json", {**self.records(), stage: record})
+
+    def files(self, stage: str) -> dict[str, str]:
+        """Digests of the files that a finished stage wrote."""
+        return self.records().get(stage, {}).get("files", {})
+
+
+def _fingerprint(inputs: Any) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def latest(root: Path) -> Path:
+    """The run folder below `root` that finished a stage last. Raises ValueError if there is none."""
+    finished = sorted(root.glob("*/stages.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise ValueError(f"there is no run in {root}. `make prune` makes one")
+    return finished[-1].parent

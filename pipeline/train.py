@@ -22,8 +22,8 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pipeline import runs
-from pipeline.data import TrainBatches, normalise
+from pipeline import files
+from pipeline.data import TrainBatches, View, normalise
 from pipeline.errors import Interrupted
 
 
@@ -67,6 +67,9 @@ class TrainConfig:
             raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
 
 
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
 class TrainingPruner(Protocol):
     """What the loop needs of a pruner."""
 
@@ -103,19 +106,21 @@ def train(
     *,
     stage: str,
     seed: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    view: View,
     classes: int,
     checkpoint: Path,
-    log: runs.Log,
+    log: files.Log,
     pruner: TrainingPruner | None = None,
-    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Train `model` in place, from `checkpoint` if there is one, and return it on the CPU, unwrapped.
 
     loader:   batches of uint8 (B, 3, H, W) and int64 (B,), with a TrainBatches as batch sampler
     stage:    name that goes into every log line
-    progress: called after every step with (steps done, steps in all, {"loss", "lr"})
+    view:     mean and std that the model expects
+    evaluate: top-1 accuracy in percent of the model as it stands; logged at the end of every epoch
+    progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
     Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite.
     """
     on_gpu = torch.cuda.is_available()
@@ -144,7 +149,7 @@ def train(
 
     fields = {**dataclasses.asdict(config), "checkpoint_seconds": None}
     step = 0
-    if state := runs.load_checkpoint(checkpoint):
+    if state := files.load_checkpoint(checkpoint):
         if (state["config"], state["seed"]) != (fields, seed):
             raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. Delete it to begin this stage anew")
         try:
@@ -161,9 +166,10 @@ def train(
         state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
                  "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None}  # fmt: skip
         if accelerator.is_main_process:
-            runs.save_checkpoint(checkpoint, state)
+            files.save_checkpoint(checkpoint, state)
 
     model.train()
+    shown: dict[str, float] = {}
     saved_at = time.monotonic()
     with _StopRequest() as stop:
         while step < total:
@@ -171,7 +177,7 @@ def train(
             for images, labels in loader:
                 set_seed(_step_seed(seed, step), device_specific=True)
                 scheduler.step_update(step)
-                inputs, targets = normalise(images, mean, std), labels
+                inputs, targets = normalise(images, view.mean, view.std), labels
                 if mixup is not None:
                     inputs, targets = mixup(inputs, labels)
                 with accelerator.autocast():
@@ -188,9 +194,12 @@ def train(
                     raise ValueError(f"{stage}: the loss became {value} at step {step}. Try a lower LR")
                 if accelerator.is_main_process:
                     line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "loss": value, "lr": lr}
+                    if evaluate is not None and step % steps_per_epoch == 0:
+                        line["top1"] = shown["top1"] = evaluate(bare)
                     log.write(line if update is None else {**line, **update})
+                    shown["loss"] = value
                     if progress is not None:
-                        progress(step, total, {"loss": value, "lr": lr})
+                        progress(stage, step, total, shown)
                 if stop.set or time.monotonic() - saved_at > config.checkpoint_seconds:
                     save()
                     saved_at = time.monotonic()

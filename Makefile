@@ -1,0 +1,58 @@
+# Thin verbs: each forwards to `python -m pipeline`, whose --help says more.
+# Variables given on the command line reach the recipes through the environment, so any character in a path is safe.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+READY := $(VENV)/.ready
+RUN_PIPELINE := $(VENV)/bin/python -m pipeline
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# $(call options,A B) -> --a "$A" --b "$B" for those that were given
+lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
+options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
+
+.PHONY: help env demo prune deploy stage pretrain test check format lock
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "  Every option: $(RUN_PIPELINE) VERB --help"
+
+env: $(READY) ## make the environment (.venv, from requirements.lock)
+
+$(READY): requirements.lock
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11" >&2; exit 3; }
+	@echo "making the environment in $(VENV) (about 7 GB; minutes, depending on the network)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $(READY)
+
+demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the embedded default [RUN SEED]
+	@$(RUN_PIPELINE) demo $(call options,RUN SEED)
+
+prune: $(READY) ## fine-tune while pruning [DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN]
+	@$(RUN_PIPELINE) prune $(call options,DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN)
+
+deploy: $(READY) ## export for TARGET and prove it there [TARGET RUN]
+	@$(RUN_PIPELINE) deploy $(call options,TARGET RUN)
+
+stage: $(READY) ## run one stage of a run alone: STAGE=compact [RUN TARGET]
+	@$(RUN_PIPELINE) stage "$$STAGE" $(call options,RUN TARGET)
+
+pretrain: $(READY) ## train the embedded model's weights: DATA=folder:PATH [MODEL INIT EPOCHS LR SEED OUT]
+	@$(RUN_PIPELINE) pretrain $(call options,DATA MODEL INIT EPOCHS LR SEED OUT)
+
+test: $(READY) ## run all tests
+	@$(VENV)/bin/python -m pytest
+
+check: $(READY) ## ruff, types, fast tests
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/python -m pytest -m "not slow"
+
+format: $(READY) ## let ruff format the code
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+lock: $(READY) ## resolve requirements.in into requirements.lock (needs uv on the PATH)
+	@uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 requirements.in -o requirements.lock

@@ -1,0 +1,270 @@
+"""The command line; nothing else."""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.errors import BUDGET_MISSED, DEFECT, ENVIRONMENT, INTERRUPTED, WRONG_USE, EnvironmentLacks, Interrupted
+
+RUNS = Path("runs")
+EXIT_CODES = """
+Exit codes: 0 done and within budget, 1 budget missed (the report is written), 2 wrong use or bad input,
+3 this machine cannot do it, 130 interrupted (repeat the command to go on), 70 a defect in this program.
+"""
+
+app = typer.Typer(
+    help="Prune a pretrained DeiT while it is fine-tuned on your data, and ship it within a budget.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+DatasetOption = Annotated[
+    str, typer.Option(help="digits (embedded), or folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Any timm DeiT or plain ViT name.  [default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"),
+]
+RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@app.command(epilog=EXIT_CODES)
+def demo(run: RunOption = "demo", seed: SeedOption = 0) -> None:
+    """The whole product on the embedded default: prune the digits model to a quarter, export, prove it."""
+    from pipeline import presets
+
+    config = dataclasses.replace(presets.digits(0.75), seed=seed)
+    folder = _folder(run or "demo")
+    _train(folder, config)
+    raise typer.Exit(_deploy(folder, "host"))
+
+
+@app.command(epilog=EXIT_CODES)
+def prune(
+    dataset: DatasetOption = "digits",
+    sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove, between 0 and 1.")] = 0.75,
+    model: ModelOption = None,
+    model_path: Annotated[
+        Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
+    ] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin from random weights.")] = False,
+    method: Annotated[str, typer.Option(help="dap, or uniform (the control with equal shares).")] = "dap",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning the small model.")] = None,
+    dense_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the dense reference; 0: no reference, its accuracy is not measured.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    seed: SeedOption = 0,
+    run: RunOption = None,
+) -> None:
+    """Fine-tune on DATASET while pruning, make the model small for good, fine-tune it on.
+
+    Repeat the same command to go on after an interruption.
+    """
+    from pipeline import presets
+
+    config = presets.of(dataset, model, sparsity)
+    overrides = {key: value for key, value in (("lr", lr), ("batch_size", batch_size)) if value is not None}
+    stages = {"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs}
+    changes = {
+        stage: dataclasses.replace(getattr(config, stage), **overrides, **({"epochs": n} if n is not None else {}))
+        for stage, n in stages.items()
+        if (stage, n) != ("dense", 0)
+    }
+    config = dataclasses.replace(
+        config,
+        **{"dense": None, **changes},  # type: ignore[arg-type]
+        method=method,
+        seed=seed,
+        model_path=str(model_path) if model_path else None,
+        from_scratch=from_scratch,
+    )
+    folder = _folder(run or presets.run_name(config))
+    _train(folder, config)
+    _say(f"next: make deploy TARGET=host RUN={folder.name}")
+
+
+@app.command(epilog=EXIT_CODES)
+def deploy(
+    target: Annotated[str, typer.Option(help="host.")] = "host",
+    run: Annotated[str | None, typer.Option(help="Name of the run folder.  [default: the latest]")] = None,
+) -> None:
+    """Export the small model for TARGET, prove accuracy and latency there, write the report."""
+    from pipeline.runs import latest
+
+    raise typer.Exit(_deploy(_folder(run) if run else latest(RUNS), target))
+
+
+@app.command(epilog=EXIT_CODES)
+def stage(
+    name: Annotated[str, typer.Argument(help="prepare, dense, prune, compact, finetune, export, validate or report.")],
+    run: Annotated[str | None, typer.Option(help="Name of the run folder.  [default: the latest]")] = None,
+    target: Annotated[str, typer.Option(help="For export, validate and report.")] = "host",
+) -> None:
+    """Run one stage of an existing run alone; the stages before it must have finished."""
+    from pipeline import stages
+    from pipeline.runs import latest
+
+    with _context(_folder(run) if run else latest(RUNS)) as context:
+        if name in stages.TRAINING:
+            stages.run_training(context, only=name)
+        elif name in stages.DEPLOYING:
+            stages.run_deploying(context, target, only=name)
+        else:
+            known = ", ".join([*stages.TRAINING, *stages.DEPLOYING])
+            raise ValueError(f"stage {name} is unknown. Known: {known}")
+
+
+@app.command(epilog=EXIT_CODES)
+def pretrain(
+    data: Annotated[str, typer.Option(help="folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")],
+    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
+    init: Annotated[Path | None, typer.Option(help="Weights to begin from.  [default: random]")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 60,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    out: Annotated[Path, typer.Option(help="Weights file to write; its model card goes beside it.")] = Path(
+        "pipeline/weights/deit_micro_patch8_64.safetensors"
+    ),
+    seed: SeedOption = 0,
+) -> None:
+    """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
+    from pipeline import presets
+    from pipeline.pretrain import pretrain as train_weights
+    from pipeline.runs import locked
+
+    config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
+    folder = RUNS / "pretrain"
+    with locked(folder), _progress() as progress:
+        card = train_weights(config, folder, out, progress)
+    output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images")
+
+
+def _folder(name: str) -> Path:
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"RUN={name!r} must be a plain name; it becomes a folder below {RUNS}/")
+    return RUNS / name
+
+
+def _train(folder: Path, config) -> None:
+    from pipeline import stages
+    from pipeline.runs import Run, locked
+
+    with locked(folder):
+        Run.create(folder, config)
+    with _context(folder) as context:
+        stages.run_training(context)
+
+
+def _deploy(folder: Path, target: str) -> int:
+    from pipeline import report, stages
+
+    with _context(folder) as context:
+        verdict = stages.run_deploying(context, target)
+        result = context.run.report()
+    output.print(report.summary_table(result))
+    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    return BUDGET_MISSED if verdict == "fail" else 0
+
+
+@contextlib.contextmanager
+def _context(folder: Path) -> Iterator:
+    from pipeline.runs import Run, locked
+    from pipeline.stages import Context
+
+    if not folder.is_dir():
+        raise ValueError(f"there is no run {folder}. `make prune` makes one")
+    with locked(folder), _progress() as progress:
+        yield Context(Run.open(folder), progress, _say)
+
+
+def _say(line: str) -> None:
+    console.print(escape(line), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator:
+    """Bars on a terminal; elsewhere (a log file, CI) a line every ten seconds."""
+    if not console.is_terminal:
+        shown_at = 0.0
+
+        def line(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+            nonlocal shown_at
+            if done == total or time.monotonic() - shown_at > 10:
+                shown_at = time.monotonic()
+                _say(f"  {stage} {done}/{total}  {_figures(values)}")
+
+        yield line
+        return
+    columns = (TextColumn("  {task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[figures]}"))  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, int] = {}
+
+        def bar(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, figures="")
+            bars.update(tasks[stage], completed=done, figures=_figures(values))  # type: ignore[arg-type]
+
+        yield bar
+
+
+def _figures(values: dict[str, float]) -> str:
+    names = {"loss": "loss {:.3f}", "top1": "val top-1 {:.2f} %"}
+    return "  ".join(form.format(values[key]) for key, form in names.items() if key in values)
+
+
+def main() -> None:
+    """Run the command line; every way it can end has its exit code."""
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version of itself on the network
+    try:
+        app()
+    except ValueError as error:
+        _fail(str(error), WRONG_USE)
+    except EnvironmentLacks as error:
+        _fail(str(error), ENVIRONMENT)
+    except Interrupted as error:
+        _fail(f"{error}. Everything so far is saved: repeat the command to go on", INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("interrupted. Finished stages are saved: repeat the command to go on", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"cannot write: {error.strerror}{where}. Make room or permissions, then repeat the command to go on", WRONG_USE)
+    except Exception:
+        traceback.print_exc()
+        _fail("this is a defect in this program. What was computed is kept in the run folder", DEFECT)
+
+
+def _fail(message: str, code: int) -> None:
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Named configurations: each function returns one complete RunConfig. A variant is `replace(preset(), ...)`."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dap import PruneConfig
+from pipeline.config import RunConfig
+from pipeline.models import MICRO
+from pipeline.pretrain import PretrainConfig
+from pipeline.train import TrainConfig
+
+
+def digits(sparsity: float) -> RunConfig:
+    """The embedded default: minutes on two CPU cores."""
+    return RunConfig(
+        dataset="digits",
+        model=MICRO,
+        pruning=PruneConfig(sparsity=sparsity),
+        dense=TrainConfig(epochs=7, batch_size=32, lr=5e-4, warmup_epochs=1),
+        prune=TrainConfig(epochs=5, batch_size=32, lr=5e-4, schedule="constant", warmup_epochs=1),
+        finetune=TrainConfig(epochs=4, batch_size=32, lr=5e-4),
+    )
+
+
+def paper(dataset: str, model: str, sparsity: float) -> RunConfig:
+    """The settings of the published runs (method note, section 6): for a GPU, or for patience."""
+    batch = 64
+    lr = 5e-4 * batch / 512
+    recipe: dict[str, Any] = dict(batch_size=batch, mixup=0.8, cutmix=1.0, drop_path=0.1)
+    return RunConfig(
+        dataset=dataset,
+        model=model,
+        pruning=PruneConfig(sparsity=sparsity),
+        dense=TrainConfig(epochs=100, lr=lr, warmup_epochs=5, **recipe),
+        prune=TrainConfig(epochs=50, lr=lr, schedule="constant", **recipe),
+        finetune=TrainConfig(epochs=300, lr=lr, warmup_epochs=5, **recipe),
+    )
+
+
+def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
+    """The preset that suits a data set; the model is the one asked for or the preset's own."""
+    if dataset == "digits":
+        return replace(digits(sparsity), model=model or MICRO)
+    return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
+
+
+def pretraining(dataset: str, *, model: str, init: str | None, epochs: int, lr: float, seed: int) -> PretrainConfig:
+    """Training of the embedded model's weights."""
+    recipe = TrainConfig(epochs=epochs, batch_size=128, lr=lr, warmup_epochs=min(1, epochs - 1), checkpoint_seconds=300)
+    return PretrainConfig(dataset=dataset, model=model, init=init, seed=seed, train=recipe)
+
+
+def run_name(config: RunConfig) -> str:
+    """The run folder's name when the user gives none: what tells runs apart at a glance."""
+    dataset = config.dataset
+    if dataset.startswith("folder:"):
+        path = Path(dataset.removeprefix("folder:")).expanduser().resolve()
+        dataset = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    return f"{dataset}-{config.model}-{config.method}-{config.pruning.sparsity:g}-seed{config.seed}".replace("/", "_")
