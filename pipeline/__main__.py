@@ -42,7 +42,9 @@ DatasetOption = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="Any timm DeiT or plain ViT name.  [default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"),
+    typer.Option(
+        help="Any timm DeiT or plain ViT name.  [default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
+    ),
 ]
 RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -95,7 +97,7 @@ def prune(
     }
     config = dataclasses.replace(
         config,
-        **{"dense": None, **changes},  # type: ignore[arg-type]
+        **{"dense": None, **changes},
         method=method,
         seed=seed,
         model_path=str(model_path) if model_path else None,
@@ -103,7 +105,8 @@ def prune(
     )
     folder = _folder(run or presets.run_name(config))
     _train(folder, config)
-    _say(f"next: make deploy TARGET=host RUN={folder.name}")
+    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    output.print(f"next: make deploy TARGET=host RUN={folder.name}", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -175,15 +178,16 @@ def _train(folder: Path, config) -> None:
         Run.create(folder, config)
     with _context(folder) as context:
         stages.run_training(context)
+        stages.report(context, None)
 
 
 def _deploy(folder: Path, target: str) -> int:
     from pipeline import report, stages
+    from pipeline.files import read_json
 
     with _context(folder) as context:
         verdict = stages.run_deploying(context, target)
-        result = context.run.report()
-    output.print(report.summary_table(result))
+    output.print(report.summary_table(read_json(folder / "report.json")))
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     return BUDGET_MISSED if verdict == "fail" else 0
 
@@ -255,7 +259,10 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _fail(f"cannot write: {error.strerror}{where}. Make room or permissions, then repeat the command to go on", WRONG_USE)
+        _fail(
+            f"cannot write: {error.strerror}{where}. Make room or permissions, then repeat the command to go on",
+            WRONG_USE,
+        )
     except Exception:
         traceback.print_exc()
         _fail("this is a defect in this program. What was computed is kept in the run folder", DEFECT)

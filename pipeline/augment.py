@@ -1,7 +1,7 @@
 """Augmentation and evaluation transforms. With data.py the only place that knows crop, mean and std."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import albumentations as A
 import cv2
@@ -49,6 +49,11 @@ def eval_transform(size: int, crop_ratio: float) -> A.Compose:
             A.CenterCrop(size, size),
         ]
     )
+
+
+def resize_rule(size: int, crop_ratio: float) -> dict[str, Any]:
+    """What eval_transform does, in words that apps can follow."""
+    return {"shorter_side": round(size / crop_ratio), "interpolation": "bicubic", "centre_crop": size}
 
 
 def apply(transform: A.Compose, image: np.ndarray, seed: int | None = None) -> np.ndarray:

@@ -9,10 +9,10 @@ import io
 import os
 import signal
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import timm
@@ -39,6 +39,13 @@ class View:
     """per channel, of images scaled to 0..1"""
     std: tuple[float, ...]
     """per channel, of images scaled to 0..1"""
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "View":
+        """The view in preprocess.json."""
+        return View(
+            size=values["size"], crop_ratio=values["crop_ratio"], mean=tuple(values["mean"]), std=tuple(values["std"])
+        )
 
     @staticmethod
     def of(model: torch.nn.Module) -> "View":
@@ -95,7 +102,7 @@ def load_dataset(name: str) -> Dataset:
 
 
 def _digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels); a fixed 70/30 split, equal shares of each class."""
+    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels); a fixed 70/30 split, classes in equal shares."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -170,7 +177,9 @@ class _Files:
             with Image.open(self._open(member)) as image:
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise ValueError(f"{self.path}: {member} cannot be read as an image ({error}). Remove or replace it") from error
+            raise ValueError(
+                f"{self.path}: {member} cannot be read as an image ({error}). Remove or replace it"
+            ) from error
 
     def _open(self, member: str) -> io.BytesIO | Path:
         if self.path.is_dir():
@@ -199,7 +208,7 @@ class _Augmented(torch.utils.data.Dataset):
 
 
 class TrainBatches:
-    """Batch sampler of (index, seed) that can begin at any step: shuffled by (seed, epoch), the last short batch left out."""
+    """Batch sampler of (index, seed) that can begin at any step; shuffled by (seed, epoch), no short last batch."""
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         if count < 1:
@@ -226,7 +235,7 @@ def train_loader(dataset: Dataset, size: int, batch_size: int, seed: int, worker
     images = _Augmented(dataset.train, augment.train_transform(dataset.augmentation, size))
     return DataLoader(
         images,
-        batch_sampler=TrainBatches(len(images), batch_size, seed),  # type: ignore[arg-type]
+        batch_sampler=TrainBatches(len(images), batch_size, seed),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -238,10 +247,10 @@ def train_loader(dataset: Dataset, size: int, batch_size: int, seed: int, worker
 def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> DataLoader:
     """The whole split in order: uint8 (B, 3, size, size), int64 (B,)."""
     images = _Augmented(split, augment.eval_transform(view.size, view.crop_ratio))
-    keys: Sequence = [(index, None) for index in range(len(images))]
+    keys: list = [(index, None) for index in range(len(images))]
     return DataLoader(
         images,
-        batch_sampler=[keys[i : i + batch_size] for i in range(0, len(keys), batch_size)],  # type: ignore[arg-type]
+        batch_sampler=[keys[i : i + batch_size] for i in range(0, len(keys), batch_size)],
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_parent,
@@ -251,8 +260,7 @@ def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> Data
 
 def _leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; workers must live until the parent has written its checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def default_workers(dataset: Dataset) -> int:

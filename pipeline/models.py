@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from timm.layers import DropPath
 from timm.models import VisionTransformer, generate_default_cfgs, register_model
-from timm.models.deit import VisionTransformerDistilled, _create_deit
+from timm.models.deit import _create_deit
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from pipeline.errors import EnvironmentLacks
@@ -58,7 +58,6 @@ def create_model(
     *,
     weights: Path | None = None,
     from_scratch: bool = False,
-    drop_path: float = 0.0,
 ) -> VisionTransformer:
     """A timm DeiT or ViT with a new head of `num_classes` outputs.
 
@@ -70,22 +69,23 @@ def create_model(
     """
     if not timm.is_model(name):
         raise ValueError(f"MODEL={name} is unknown. Known: {', '.join(model_names())}")
-    options = dict(num_classes=num_classes, drop_path_rate=drop_path)
-    if from_scratch or weights is not None:
-        model = timm.create_model(name, pretrained=False, **options)
-        if weights is not None:
-            load_weights(model, weights)
-    else:
-        try:
-            model = timm.create_model(name, pretrained=True, **options)
-        except SafetensorError as error:
-            raise ValueError(f"the pretrained weights of {name} are damaged ({error}). {_ways_out(name)}") from error
-        except (OSError, RuntimeError) as error:  # what hub clients raise when offline, and timm without a source
-            raise EnvironmentLacks(
-                f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). {_ways_out(name)}"
-            ) from error
-    if not isinstance(model, VisionTransformer | VisionTransformerDistilled):
-        raise ValueError(f"MODEL={name} is a {type(model).__name__}; only DeiT and plain ViT can be pruned")
+    shell = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    if not isinstance(shell, VisionTransformer):
+        raise ValueError(f"MODEL={name} is a {type(shell).__name__}; only DeiT and plain ViT can be pruned")
+    if from_scratch:
+        return shell
+    if weights is not None:
+        load_weights(shell, weights)
+        return shell
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=num_classes)
+    except SafetensorError as error:
+        raise ValueError(f"the pretrained weights of {name} are damaged ({error}). {_ways_out(name)}") from error
+    except (OSError, RuntimeError) as error:  # what hub clients raise when offline, and timm without a source
+        raise EnvironmentLacks(
+            f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). {_ways_out(name)}"
+        ) from error
+    assert isinstance(model, VisionTransformer)
     return model
 
 
@@ -119,11 +119,11 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
 
 
 def _ways_out(name: str) -> str:
+    source = timm.get_pretrained_cfg(name)
+    where = f" (hub repository {source.hf_hub_id}, file model.safetensors)" if source and source.hf_hub_id else ""
     return (
-        f"Either go online once and repeat the command, or download the weights elsewhere and pass "
-        f"MODEL_PATH=file.safetensors (hub repository timm/{timm.get_pretrained_cfg(name).architecture}"
-        f".{timm.get_pretrained_cfg(name).tag}, file model.safetensors). "
-        "To train from random weights on purpose, pass --from-scratch"
+        f"Either go online once and repeat the command, or download the weights elsewhere{where} and pass "
+        "MODEL_PATH=file.safetensors. To begin from random weights on purpose, pass --from-scratch"
     )
 
 
@@ -135,5 +135,6 @@ def set_drop_path(model: VisionTransformer, rate: float) -> None:
     """Stochastic depth, growing linearly from 0 in the first block to `rate` in the last, as timm sets it."""
     rates = torch.linspace(0, rate, len(model.blocks)).tolist()
     for block, share in zip(model.blocks, rates, strict=True):
-        block.drop_path1 = DropPath(share) if share else torch.nn.Identity()
-        block.drop_path2 = DropPath(share) if share else torch.nn.Identity()
+        for name in ("drop_path1", "drop_path2"):
+            if getattr(block, name) is not None:  # a branch that has been pruned away leaves None
+                setattr(block, name, DropPath(share) if share else torch.nn.Identity())

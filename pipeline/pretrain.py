@@ -43,10 +43,10 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress=None) 
         len(dataset.classes),
         weights=Path(config.init) if config.init else None,
         from_scratch=not config.init,
-        drop_path=config.train.drop_path,
     )
+    models.set_drop_path(model, config.train.drop_path)
     view, workers = View.of(model), data.default_workers(dataset)
-    model = train(
+    train(
         model,
         train_loader(dataset, view.size, config.train.batch_size, config.seed, workers),
         config.train,
@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress=None) 
         checkpoint=folder / "pretrain.pt",
         log=files.Log(folder / "log.jsonl"),
         progress=progress,
-    ).eval()
+    )
 
     def accuracy() -> float:
         return model_top1(model, view, eval_loader(dataset.val, view, 256, workers))

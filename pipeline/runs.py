@@ -23,10 +23,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"{folder} is in use by another process. Wait for it, or choose another RUN=name") from error
+            raise ValueError(
+                f"{folder} is in use by another process. Wait for it, or choose another RUN=name"
+            ) from error
         yield
-
-
 
 
 class Run:
@@ -94,7 +94,9 @@ class Run:
         """Note that `stage` has begun. Returns whether it had begun with other inputs before."""
         record = self.records().get(stage)
         changed = record is not None and record["inputs"] != _fingerprint(inputs)
-        write_json(self.folder / "stages.json", {**self.records(), stage: {"inputs": _fingerprint(inputs), "files": {}}})
+        write_json(
+            self.folder / "stages.json", {**self.records(), stage: {"inputs": _fingerprint(inputs), "files": {}}}
+        )
         return changed
 
     def finish(self, stage: str, inputs: Any, files: list[Path], results: dict[str, Any], seconds: float) -> None:

@@ -1,67 +1,45 @@
 """The stages, in order: run folder in, run folder out. A finished stage is not redone unless its inputs changed.
 
-prepare -> dense -> prune -> compact -> finetune        once per run
-export -> validate -> report                            once per run and target
+prepare, dense, prune, compact, finetune    once per run
+export, validate, report                    once per run and target
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
+from PIL import Image
 from timm.models import VisionTransformer
 
-from dap import Pruner, count_macs, count_params, load_compact, save_compact
-from pipeline import data, files, models
+from dap import Pruner, count_macs, count_params, load_compact
+from pipeline import augment, files, models
 from pipeline.config import METHODS
-from pipeline.data import Dataset, View, eval_loader, train_loader
-from pipeline.evaluate import model_top1, predictor, top1_percent
-from pipeline.runs import Run
-from pipeline.train import Progress, TrainConfig, train
+from pipeline.context import Context, save_model
+from pipeline.data import View
+from pipeline.evaluate import predictor
+from pipeline.report import overall_verdict, write_report
+from pipeline.summary import summarise
+from targets import TARGETS, Target, manifest, tflite
+from targets.devices import local
+from targets.manifest import Golden, InputSpec, Manifest
+from targets.validate import Measurements, judge, load_budget, overall, parity
 
-
-@dataclass(frozen=True)
-class Context:
-    """What every stage is given."""
-
-    run: Run
-    """the folder and its config"""
-    progress: Progress
-    """told after every training step"""
-    say: Callable[[str], None]
-    """told what is being done, a line at a time"""
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        return data.load_dataset(self.run.config.dataset)
-
-    @cached_property
-    def view(self) -> View:
-        values = files.read_json(self.model_folder / "preprocess.json")
-        return View(**{key: tuple(v) if isinstance(v, list) else v for key, v in values["view"].items()})
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.run.folder / "checkpoints"
-
-    @property
-    def model_folder(self) -> Path:
-        return self.run.folder / "model"
-
-    def val_batches(self) -> torch.utils.data.DataLoader:
-        return eval_loader(self.dataset.val, self.view, 256, data.default_workers(self.dataset))
-
+LATENCY_SECONDS, LATENCY_SAMPLES, LATENCY_WARMUP = 5.0, 100, 10
+GOLDEN_IMAGES = 8
 
 Results = dict[str, Any]
-StageFunction = Callable[[Context], tuple[list[Path], Results]]
+Written = tuple[list[Path], Results]
+"""what a stage returns: the files it wrote, and its results"""
 
 
-def prepare(context: Context) -> tuple[list[Path], Results]:
-    """Data, and the pretrained model with a new head."""
+def prepare(context: Context) -> Written:
+    """Data, and the pretrained model with a new head. Whether the sparsity can be reached shows here already."""
     config, folder = context.run.config, context.model_folder
     set_seed(config.seed)
     model = models.create_model(
@@ -70,64 +48,156 @@ def prepare(context: Context) -> tuple[list[Path], Results]:
         weights=Path(config.model_path) if config.model_path else None,
         from_scratch=config.from_scratch,
     )
+    written = save_model(model, context.checkpoints / "prepared")
+    view = View.of(model)
+    rule = augment.resize_rule(view.size, view.crop_ratio)
     files.write_json(folder / "labels.json", list(context.dataset.classes))
-    files.write_json(folder / "preprocess.json", {"view": asdict(View.of(model))})
-    written = _save(model, context.checkpoints / "prepared")
-    return [*written, folder / "labels.json", folder / "preprocess.json"], _size(model, "_dense")
+    files.write_json(folder / "preprocess.json", {**asdict(view), "resize": rule})
+    widths = [block["width"] for block in _pruned_model(context)[1].blocks()]
+    written += [folder / "labels.json", folder / "preprocess.json"]
+    return written, {**_size(model, "_dense"), "widths_dense": widths}
 
 
-def dense(context: Context) -> tuple[list[Path], Results]:
-    """The reference: the same model fine-tuned without pruning."""
+def dense(context: Context) -> Written:
+    """The reference that the small model is compared with: the same model fine-tuned without pruning."""
     if context.run.config.dense is None:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
-    _train(context, "dense", model, context.run.config.dense)
-    return _save(model, context.checkpoints / "dense"), {"top1_dense": _top1(context, model)}
+    context.train("dense", model, context.run.config.dense)
+    return save_model(model, context.checkpoints / "dense"), {"top1_dense": context.top1(model)}
 
 
-def prune(context: Context) -> tuple[list[Path], Results]:
+def prune(context: Context) -> Written:
     """Fine-tune while the pruner allocates and masks; ends with hard masks on a model of dense shape."""
     model, pruner = _pruned_model(context)
-    _train(context, "prune", model, context.run.config.prune, pruner)
+    context.train("prune", model, context.run.config.prune, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
     files.save_checkpoint(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
-    return [path], {"top1_masked": _top1(context, model), "blocks": pruner.blocks()}
+    return [path], {"top1_masked": context.top1(model), "blocks": pruner.blocks()}
 
 
-def compact(context: Context) -> tuple[list[Path], Results]:
-    """The masked model made small for good; checked against the masked one on real images."""
+def compact(context: Context) -> Written:
+    """The masked model made small for good; held against the masked one on real images."""
     model, pruner = _pruned_model(context)
     state = files.load_checkpoint(context.checkpoints / "masked.pt")
     assert state is not None, "stage prune has written it"
     model.load_state_dict(state["model"])
     pruner.load_state_dict(state["pruner"])
     images = next(iter(context.val_batches()))[0][:64]
-    before = predictor(model, context.view)(images)
+    masked = predictor(model, context.view)(images)
     small = pruner.finalize()
-    difference = float((predictor(small, context.view)(images) - before).abs().max() / before.abs().max())
-    if difference > 1e-4:
-        raise AssertionError(f"the compact model's logits differ from the masked model's by {difference:.1e}")
-    return _save(small, context.checkpoints / "compact"), {
-        "top1_compact": _top1(context, small),
-        "compaction_error": difference,
-    }
+    difference = float((predictor(small, context.view)(images) - masked).abs().max() / masked.abs().max())
+    assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
+    results = {"top1_compact": context.top1(small), "compaction_error": difference}
+    return save_model(small, context.checkpoints / "compact"), results
 
 
-def finetune(context: Context) -> tuple[list[Path], Results]:
+def finetune(context: Context) -> Written:
     """Train the small model on."""
     model = load_compact(context.checkpoints / "compact")
-    _train(context, "finetune", model, context.run.config.finetune)
-    return _save(model, context.model_folder), {"top1": _top1(context, model), **_size(model)}
+    context.train("finetune", model, context.run.config.finetune)
+    return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
 
 
-TRAINING: dict[str, StageFunction] = {
+def export(context: Context, target: Target) -> Written:
+    """The artifacts: the small model, and the dense one that it is measured against."""
+    folder, view = context.artifacts(target), context.view
+    roles = {"pruned": load_compact(context.model_folder), "dense": context.dense_model()}
+    described, results = [], {}
+    for role, model in roles.items():
+        for precision in target.precisions:
+            path = folder / f"{role}-{precision}.tflite"
+            context.say(f"  {path.name}")
+            info = tflite.export(model.eval(), image_size=view.size, mean=view.mean, std=view.std, path=path)
+            described.append(manifest.describe_file(path, folder, format=target.format, precision=precision, role=role))
+            results[path.name] = {"role": role, "precision": precision, "size_bytes": info.size_bytes,
+                                  "sha256": info.sha256, "seconds": info.seconds}  # fmt: skip
+    golden = _golden(context, folder, roles["pruned"])
+    spec = InputSpec(
+        shape=(1, view.size, view.size, 3),
+        dtype="float32",
+        layout="NHWC",
+        range=(0.0, 255.0),
+        resize=augment.resize_rule(view.size, view.crop_ratio),
+    )
+    written = manifest.write(
+        Manifest(
+            model=context.run.config.model,
+            dataset=context.run.config.dataset,
+            target=target.name,
+            labels=context.dataset.classes,
+            input=spec,
+            files=tuple(described),
+            golden=tuple(golden),
+        ),
+        folder,
+    )
+    names = [*(entry.file for entry in described), *(entry.file for entry in golden)]
+    return [*(folder / name for name in names), written], results
+
+
+def validate(context: Context, target: Target) -> Written:
+    """Parity, accuracy and latency through the artifact's own runtime; the verdict against the target's budget."""
+    folder, budget = context.artifacts(target), load_budget(target.budget)
+    entries = {entry.file: entry for entry in manifest.read(folder).files}
+    batches = list(context.val_batches())
+    measured = local.run(
+        {name: folder / name for name in entries},
+        _one_by_one(batches),
+        threads=target.threads,
+        seconds=LATENCY_SECONDS,
+        min_samples=LATENCY_SAMPLES,
+        warmup=LATENCY_WARMUP,
+        progress=partial(_counted, context, sum(len(labels) for _, labels in batches)),
+    )
+    trained = context.run.config.dense is not None
+    dense_name = next(name for name, entry in entries.items() if entry.role == "dense")
+    originals = {"pruned": load_compact(context.model_folder), "dense": context.dense_model()}
+    results: Results = {"device": measured.device, "threads": measured.threads, "artifacts": {}}
+    for name, entry in entries.items():
+        predict = predictor(originals[entry.role], context.view)
+        reference = torch.cat([predict(images) for images, _ in batches]).numpy()
+        measurements = Measurements(
+            top1=measured.top1(name) if entry.role == "pruned" or trained else None,
+            top1_dense=measured.top1(dense_name) if trained else None,
+            latency=measured.latency[name],
+            latency_dense=measured.latency[dense_name],
+            size_bytes=entry.size_bytes,
+            parity=parity(reference, measured.logits[name]),
+        )
+        # The dense artifact is what is compared with, not what is shipped: it has no budget to meet.
+        checks = judge(measurements, budget) if entry.role == "pruned" else []
+        results["artifacts"][name] = {
+            "parity": asdict(measurements.parity) if measurements.parity else None,
+            "top1": None if measurements.top1 is None else 100 * measurements.top1,
+            "latency_ms": measured.latency[name].to_json(),
+            "budget": {key: limit for key, limit in asdict(budget).items() if limit is not None},
+            "checks": [asdict(check) for check in checks],
+            "verdict": overall(checks),
+        }
+    samples = folder / "latency.json"
+    files.write_json(samples, {name: list(latency.samples_ms) for name, latency in measured.latency.items()})
+    return [samples], results
+
+
+def report(context: Context, target: Target | None) -> str:
+    """report.json, report.html and figures from what all stages left. Returns the verdict of all artifacts."""
+    contents = summarise(context.run)
+    samples = context.artifacts(target) / "latency.json" if target else None
+    shown = files.read_json(samples) if samples and samples.exists() else {}
+    write_report(context.run.folder, contents, context.run.log.read(), shown)
+    return overall_verdict(contents)
+
+
+TRAINING: dict[str, Callable[[Context], Written]] = {
     "prepare": prepare,
     "dense": dense,
     "prune": prune,
     "compact": compact,
     "finetune": finetune,
 }
+DEPLOYING: dict[str, Callable[[Context, Target], Written]] = {"export": export, "validate": validate}
 
 
 def run_training(context: Context, only: str | None = None) -> None:
@@ -148,15 +218,37 @@ def run_training(context: Context, only: str | None = None) -> None:
         before = {**before, **context.run.files(name)}
 
 
-def _run(context: Context, name: str, inputs: Any, stage: Callable[[], tuple[list[Path], Results]]) -> None:
+def run_deploying(context: Context, name: str, only: str | None = None) -> str:
+    """Export for the target called `name`, validate, report; or only one of them. Returns the verdict.
+
+    Raises ValueError for an unknown target, or if the run has no small model yet.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"TARGET={name} is unknown. Known: {', '.join(TARGETS)}")
+    target, run = TARGETS[name], context.run
+    load_budget(target.budget)  # a budget that cannot be read should not cost an export first
+    if "top1" not in run.results("finetune"):
+        raise ValueError(f"{run.folder} has no small model yet. Finish `make prune` first")
+    before = {stage: run.files(stage) for stage in TRAINING}
+    inputs: dict[str, Any] = {"files": before, "data": context.dataset.fingerprint, "target": target.name}
+    for stage, function in DEPLOYING.items():
+        record = f"{stage} {name}"
+        if only in (None, stage):
+            _run(context, record, inputs, partial(function, context, target))
+        elif only == "validate" and not run.finished(record, inputs):
+            raise ValueError(f"stage validate needs stage {stage}, which has not finished. Run that first")
+        inputs = {**inputs, "files": run.files(record), "budget": files.digest(target.budget)}
+    return report(context, target) if only in (None, "report") else "not_measured"
+
+
+def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written]) -> None:
     if context.run.finished(name, inputs):
         context.say(f"{name}: finished before")
         return
-    if context.run.begin(name, inputs):
-        context.say(f"{name}: its inputs have changed, so it begins anew")
+    anew = context.run.begin(name, inputs)
+    if anew:
         (context.checkpoints / f"{name}.pt").unlink(missing_ok=True)
-    else:
-        context.say(name)
+    context.say(f"{name}: its inputs have changed, so it begins anew" if anew else name)
     started = time.monotonic()
     written, results = stage()
     context.run.finish(name, inputs, written, results, time.monotonic() - started)
@@ -164,47 +256,37 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], tuple[lis
 
 def _pruned_model(context: Context) -> tuple[VisionTransformer, Pruner]:
     config = context.run.config
-    set_seed(config.seed)
     model = load_compact(context.checkpoints / "prepared")
-    steps = len(_loader(context, config.prune))
+    steps = len(context.train_batches(config.prune))
     settings = replace(config.pruning, allocation=METHODS[config.method].allocation)
     return model, Pruner(model, settings, steps_per_epoch=steps, epochs=config.prune.epochs)
 
 
-def _loader(context: Context, config: TrainConfig) -> torch.utils.data.DataLoader:
-    workers = data.default_workers(context.dataset)
-    return train_loader(context.dataset, context.view.size, config.batch_size, context.run.config.seed, workers)
-
-
-def _train(
-    context: Context, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Pruner | None = None
-) -> None:
-    models.set_drop_path(model, config.drop_path)
-    batches = context.val_batches()
-    train(
-        model,
-        _loader(context, config),
-        config,
-        stage=stage,
-        seed=context.run.config.seed,
-        view=context.view,
-        classes=len(context.dataset.classes),
-        checkpoint=context.checkpoints / f"{stage}.pt",
-        log=context.run.log,
-        pruner=pruner,
-        evaluate=lambda model: top1_percent(predictor(model, context.view), batches),
-        progress=context.progress,
-    )
-
-
-def _top1(context: Context, model: VisionTransformer) -> float:
-    return model_top1(model, context.view, context.val_batches())
-
-
-def _save(model: VisionTransformer, folder: Path) -> list[Path]:
-    save_compact(model, folder)
-    return [folder / "architecture.json", folder / "weights.safetensors"]
-
-
 def _size(model: VisionTransformer, suffix: str = "") -> Results:
     return {f"params{suffix}": count_params(model), f"macs{suffix}": count_macs(model)}
+
+
+def _golden(context: Context, folder: Path, model: VisionTransformer) -> list[Golden]:
+    """A few validation images, cut to size, with the logits that every runtime must give for them."""
+    images, _ = next(iter(context.val_batches()))
+    chosen = images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
+    logits = predictor(model, context.view)(chosen)
+    golden = []
+    for number, (image, row) in enumerate(zip(chosen, logits, strict=True)):
+        path = folder / "golden" / f"{number}.png"
+        with files.atomic(path) as temporary:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, "PNG")
+        golden.append(Golden(file=f"golden/{path.name}", sha256=files.digest(path), logits=tuple(row.tolist())))
+    return golden
+
+
+def _one_by_one(batches: list) -> Iterator[tuple[np.ndarray, int]]:
+    for images, labels in batches:
+        for image, label in zip(images, labels, strict=True):
+            yield image[None].permute(0, 2, 3, 1).numpy(), int(label)
+
+
+def _counted(context: Context, total: int, pairs: Iterable[tuple[np.ndarray, int]]) -> Iterator[tuple[np.ndarray, int]]:
+    for done, pair in enumerate(pairs, start=1):
+        yield pair
+        context.progress("validate", done, total, {})

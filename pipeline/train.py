@@ -67,6 +67,8 @@ class TrainConfig:
             raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
 
 
+_BEGIN_ANEW = "Delete it to begin this stage anew"
+
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
@@ -113,8 +115,8 @@ def train(
     pruner: TrainingPruner | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
-) -> nn.Module:
-    """Train `model` in place, from `checkpoint` if there is one, and return it on the CPU, unwrapped.
+) -> None:
+    """Train `model` in place, from `checkpoint` if there is one; it is on the CPU afterwards.
 
     loader:   batches of uint8 (B, 3, H, W) and int64 (B,), with a TrainBatches as batch sampler
     stage:    name that goes into every log line
@@ -151,14 +153,14 @@ def train(
     step = 0
     if state := files.load_checkpoint(checkpoint):
         if (state["config"], state["seed"]) != (fields, seed):
-            raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. Delete it to begin this stage anew")
+            raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. {_BEGIN_ANEW}")
         try:
             bare.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             if pruner is not None:
                 pruner.load_state_dict(state["pruner"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(f"checkpoint {checkpoint} does not fit this model. Delete it to begin this stage anew") from error
+            raise ValueError(f"checkpoint {checkpoint} does not fit this model. {_BEGIN_ANEW}") from error
         step = state["step"]
     log.rewind(stage, step)
 
@@ -206,7 +208,7 @@ def train(
                 if stop.set:
                     raise Interrupted(f"{stage} stopped at step {step} of {total}")
     save()
-    return bare.cpu()
+    bare.cpu()
 
 
 def _step_seed(seed: int, step: int) -> int:

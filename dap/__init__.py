@@ -1,0 +1,40 @@
+"""Depth Aware Pruning of timm ViTs: prune a pretrained DeiT while it is fine-tuned, end with a small dense model.
+
+    from dap import PruneConfig, Pruner, load_compact, save_compact
+
+Names are imported on first use, so that loading a small model needs neither the pruner nor its probes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dap.compact import architecture_of, load_compact, save_compact
+    from dap.cost import block_params, count_macs, count_params
+    from dap.pruner import BlockReport, MaskUpdate, PruneConfig, Pruner
+
+__all__ = [
+    "BlockReport",
+    "MaskUpdate",
+    "PruneConfig",
+    "Pruner",
+    "architecture_of",
+    "block_params",
+    "count_macs",
+    "count_params",
+    "load_compact",
+    "save_compact",
+]
+
+_HOME = {
+    "dap.compact": ("architecture_of", "load_compact", "save_compact"),
+    "dap.cost": ("block_params", "count_macs", "count_params"),
+    "dap.pruner": ("BlockReport", "MaskUpdate", "PruneConfig", "Pruner"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'dap' has no attribute {name!r}")

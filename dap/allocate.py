@@ -1,0 +1,103 @@
+"""From a block's measured benefit to the share of it that stays. Pure functions on NumPy arrays; they know no model.
+
+Shape suffix: B blocks = 2 x layers, attention and MLP alternating.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+SLOPE = 1.4  # of the smooth clamp, arXiv 2506.23675
+HELD_FLOOR = 0.1  # see bpi_to_importance
+
+
+def bpi_to_importance(bpi_B: Array, held_B: Array, dense_B: Array, scale: float = 10.0) -> Array:
+    """Importance of each block from one indicator (class token or patch tokens).
+
+    bpi_B:   (B,) float, mean loss that the block saves its probe, any unit; scaling all of them changes nothing
+    held_B:  (B,) parameters (or MACs) that each block still holds
+    dense_B: (B,) parameters (or MACs) of each dense block
+    scale:   s, the value that the best block's benefit is stretched to
+    Returns (B,) float >= 0 with mean 1.
+
+    z = s bpi / max(bpi);  i = softplus(1.4 z) - softplus(1.4 z - s);  i / held;  i / mean(i).
+    Without the division by the maximum all bpi shrink as the probes converge and the result decays to 1 / held.
+
+    When no block has a benefit (max <= 0) there is no evidence for any order: all get importance 1, the same share.
+    A block that holds less than a tenth of itself counts as holding a tenth. i / held rewards what has been cut,
+    which is wanted, but unbounded it would hand the whole budget to a block that is at 0, whatever its benefit.
+    The floor is ours; the paper leaves this case open.
+    Source: arXiv 2506.23675, section 3; design note §2.
+    """
+    if not np.isfinite(bpi_B).all():
+        raise ValueError("a block's benefit is not finite: the probes have diverged, lower probe_lr")
+    best = float(bpi_B.max())
+    if best <= 0.0:
+        return np.ones(len(bpi_B))
+    # A block far more harmful than the best one is useful underflows to importance 0, as it should.
+    z_B = scale * np.maximum(bpi_B / best, -1e3)
+    i_B = np.logaddexp(0.0, SLOPE * z_B) - np.logaddexp(0.0, SLOPE * z_B - scale)
+    i_B = np.maximum(i_B, 0.0) / np.maximum(held_B, HELD_FLOOR * dense_B)
+    importance_B: Array = i_B / i_B.mean()
+    return importance_B
+
+
+def smooth(previous_B: Array | None, new_B: Array, gamma: float) -> Array:
+    """Running importance gamma x new + (1 - gamma) x previous; the first one is taken as it is."""
+    return new_B if previous_B is None else gamma * new_B + (1.0 - gamma) * previous_B
+
+
+def blend(class_B: Array, patch_B: Array, alpha: float) -> Array:
+    """Importance from both indicators: alpha x class token + (1 - alpha) x patch tokens."""
+    return alpha * class_B + (1.0 - alpha) * patch_B
+
+
+def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
+    """Share of each block to keep so that the sum meets the budget: clip(c x importance, 0, 1) by water-filling.
+
+    importance_B: (B,) float >= 0, unitless
+    dense_B:      (B,) parameters (or MACs) of each dense block
+    budget:       parameters (or MACs) to keep over all blocks
+    Returns (B,) float in [0, 1] with sum(ratio x dense) = budget. Blocks of importance 0 get something only when all
+    others are whole. Raises ValueError if the budget is negative or exceeds dense_B.sum().
+    Source: design note §3.
+    """
+    if not 0.0 <= budget <= dense_B.sum():
+        raise ValueError(f"a budget of {budget:g} lies outside what the blocks hold, 0 to {dense_B.sum():g}")
+    ratio_B = np.zeros(len(dense_B))
+    free_B = np.ones(len(dense_B), dtype=bool)
+    left = float(budget)
+    while free_B.any():
+        weight_B = np.where(free_B, importance_B, 0.0)
+        most = weight_B.max()
+        # relative to the largest one, so that what is left after the whole blocks may be as small as a float can be
+        weight_B = weight_B / most if most > 0.0 else free_B.astype(np.float64)
+        level = left / float((weight_B * dense_B).sum())
+        full_B = free_B & (level * weight_B >= 1.0)
+        if not full_B.any():
+            ratio_B[free_B] = level * weight_B[free_B]
+            break
+        ratio_B[full_B] = 1.0
+        free_B &= ~full_B
+        left = max(0.0, left - float(dense_B[full_B].sum()))
+    return ratio_B
+
+
+def block_budget(total: int, other: int, sparsity: float) -> int:
+    """What the blocks may keep so that `sparsity` of everything is gone.
+
+    total: parameters (or MACs) of the dense model;  other: the part outside the blocks, which always stays
+    Raises ValueError naming the highest reachable sparsity when `other` alone exceeds the budget.
+    """
+    budget = math.floor((1.0 - sparsity) * total + 1e-6) - other
+    if budget < 0:
+        # rounded down, so that the named value is itself reachable
+        reachable = math.floor((1.0 - other / total) * 1e4) / 1e4
+        raise ValueError(
+            f"sparsity {sparsity:g} can't be reached: embeddings and head alone are {other} of {total}; "
+            f"the highest reachable sparsity of this model is {reachable:g}"
+        )
+    return budget

@@ -1,0 +1,94 @@
+"""What a model and its blocks cost, in parameters and in multiply-accumulates (MACs), dense or compact.
+
+Key: D width, H heads, K head width, F hidden units, N tokens. Widths may be integers or integer arrays.
+MACs are those of linear layers, the patch convolution and both attention products, for one image; norms, activations
+and additions are left out, as in the usual tables.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchShape:
+    """Dense sizes of one residual branch, and its cost at any widths."""
+
+    kind: Literal["attn", "mlp"]
+    """Attention or MLP."""
+    dim: int
+    """D, width of the residual stream."""
+    heads: int
+    """H; 1 for an MLP."""
+    width: int
+    """K, the head width, or F, the hidden units."""
+    tokens: int
+    """N, with the prefix tokens."""
+    qkv_bias: bool
+    """Whether qkv has a bias; unused for an MLP, whose layers always have one."""
+    layer_scale: bool
+    """Whether the branch ends in a LayerScale."""
+
+    def params(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
+        """Parameters at these kept widths: kept inputs x kept outputs + kept outputs per linear layer, 2 D of the norm.
+
+        0 as soon as one of the widths is 0: the branch then is a constant, which is folded into what precedes it.
+        """
+        inner = self.heads * np.asarray(width)
+        inputs, outputs = np.asarray(inputs), np.asarray(outputs)
+        into = 3 * inner if self.kind == "attn" else inner
+        bias = into if self.kind == "mlp" or self.qkv_bias else 0
+        cost = inputs * into + bias + inner * outputs + outputs + 2 * self.dim
+        cost = cost + outputs if self.layer_scale else cost
+        return np.where((inputs > 0) & (inner > 0) & (outputs > 0), cost, 0)
+
+    def macs(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
+        """MACs for one image at these kept widths, the attention products (2 N^2 H K) included."""
+        inner = self.heads * np.asarray(width)
+        inputs, outputs = np.asarray(inputs), np.asarray(outputs)
+        into = 3 * inner if self.kind == "attn" else inner
+        cost = self.tokens * (inputs * into + inner * outputs)
+        cost = cost + 2 * self.tokens**2 * inner if self.kind == "attn" else cost
+        return np.where((inputs > 0) & (inner > 0) & (outputs > 0), cost, 0)
+
+
+def count_params(model: nn.Module) -> int:
+    """All parameters of a model, embeddings and head included."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: nn.Module) -> int:
+    """MACs of one forward pass of a dense or compact timm ViT on one image, the attention products included."""
+    vit: Any = model
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    heads = (vit.head, vit.head_dist) if hasattr(vit, "head_dist") else (vit.head,)
+    macs = vit.patch_embed.num_patches * vit.patch_embed.proj.weight.numel()
+    macs += sum(head.weight.numel() for head in heads if isinstance(head, nn.Linear))
+    for block in vit.blocks:
+        if block.attn is not None:
+            macs += tokens * (_size(block.attn.qkv) + _size(block.attn.proj)) + 2 * tokens**2 * block.attn.attn_dim
+        if block.mlp is not None:
+            macs += tokens * (_size(block.mlp.fc1) + _size(block.mlp.fc2))
+    return int(macs)
+
+
+def block_params(model: nn.Module) -> dict[str, int]:
+    """Parameters of each block of a dense or compact model: "attn 0", "mlp 0", "attn 1", ...; 0 if it is gone."""
+    vit: Any = model
+    sizes: dict[str, int] = {}
+    for i, block in enumerate(vit.blocks):
+        for name, parts in (
+            ("attn", (block.norm1, block.attn, block.ls1)),
+            ("mlp", (block.norm2, block.mlp, block.ls2)),
+        ):
+            sizes[f"{name} {i}"] = sum(count_params(part) for part in parts if part is not None)
+    return sizes
+
+
+def _size(linear: nn.Linear) -> int:
+    return linear.in_features * linear.out_features

@@ -1,0 +1,325 @@
+"""Soft masks on a timm ViT: what may be pruned, attaching and removing the masks, and their Taylor scores.
+
+Key: B batch, N tokens, D width, H heads, K head width, F hidden units, E elements of one block's gates;
+R rows (outputs) and C columns (inputs) of a linear layer.
+
+A gate does not multiply activations but the weights next to them, which is the same function: a mask on what enters a
+linear layer scales its columns, a mask on what leaves it scales its rows and its bias. Two things come free. Nothing
+of batch size is stored, and the gradient of the mask follows from the gradient that the weight gets anyway:
+
+    W_eff = rows * W * cols   =>   m_j dL/dm_j = sum_i W_ij dL/dW_ij                   for a mask on columns
+                                   m_i dL/dm_i = sum_j W_ij dL/dW_ij + b_i dL/db_i     for a mask on rows
+
+with W and dL/dW those of the raw parameter. They are already averaged over ranks and accumulated over micro-batches.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from timm.layers.attention import Attention
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dap.cost import BranchShape
+
+
+def check_supported(model: nn.Module) -> VisionTransformer:
+    """The model itself if DAP can prune and store it, else ValueError with the reason."""
+    reason = _unsupported(model)
+    if reason is not None:
+        raise ValueError(
+            f"{type(model).__name__} is not supported: {reason}. "
+            "DAP works on timm's VisionTransformer and VisionTransformerDistilled as built for deit_* and plain vit_*"
+        )
+    return cast(VisionTransformer, model)
+
+
+def _unsupported(model: nn.Module) -> str | None:
+    if hasattr(model, "module"):
+        return "it is a wrapper; pass the model inside (model.module) before it is wrapped"
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+        return (
+            "it is another architecture (DAP needs one attention and one MLP branch per block on one residual stream)"
+        )
+    vit: Any = model
+    norms = (nn.LayerNorm, LayerNorm)
+    checks = [
+        (vit.global_pool != "token", f"it pools by {vit.global_pool!r}, and DAP's probes follow the class token"),
+        (vit.attn_pool is not None, "it has an attention pool"),
+        (type(vit.norm) not in norms, "its last norm is no plain LayerNorm in front of the pooling"),
+        (not isinstance(vit.head, nn.Linear), "it has no linear classification head; build it with num_classes > 0"),
+        (vit.pos_embed is None, "it has no learned position embedding"),
+        (vit.dynamic_img_size, "its image size is dynamic"),
+        (not isinstance(vit.patch_drop, nn.Identity), "it drops patches, and the patch probe needs the whole grid"),
+        (type(vit.patch_embed) is not PatchEmbed, f"its patch embedding is a {type(vit.patch_embed).__name__}"),
+        (not isinstance(vit.patch_embed.norm, nn.Identity), "its patch embedding has a norm"),
+        (type(vit.norm_pre) not in (*norms, nn.Identity), "its first norm is no plain LayerNorm"),
+    ]
+    for failed, reason in checks:
+        if failed:
+            return reason
+    for i, block in enumerate(vit.blocks):
+        # by name as well as by base class: a subclass may compute anything, ours only leaves branches out
+        if type(block) is not Block and type(block).__name__ != "PrunedBlock":
+            return f"block {i} is a {type(block).__name__}"
+        reason_or_none = _unsupported_block(block, vit.norm.eps)
+        if reason_or_none is not None:
+            return f"block {i} {reason_or_none}"
+    return None
+
+
+def _unsupported_block(block: Any, eps: float) -> str | None:
+    for norm in (block.norm1, block.norm2):
+        plain = norm[0] if isinstance(norm, nn.Sequential) else norm  # compact models select channels after the norm
+        if plain is not None and (type(plain) not in (nn.LayerNorm, LayerNorm) or plain.weight is None):
+            return f"normalises by {type(plain).__name__}"
+        if plain is not None and plain.eps != eps:
+            return "has another norm epsilon than the last norm"
+    attn, mlp = block.attn, block.mlp
+    if attn is not None:
+        if type(attn) is not Attention:
+            return f"attends by {type(attn).__name__}"
+        if attn.gate is not None:
+            return "has gated attention, whose gate reads the head channels a second time"
+        if not isinstance(attn.q_norm, nn.Identity):
+            return "normalises q and k (qk_norm), so head channels can't be cut one by one"
+        if not isinstance(attn.norm, nn.Identity):
+            return "normalises the attention's output"
+        if attn.proj.bias is None:
+            return "has linear layers without bias"
+    if mlp is not None:
+        if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear):
+            return f"has a {type(mlp).__name__} of another kind than fc1, activation, fc2"
+        if not isinstance(mlp.norm, nn.Identity):
+            return "normalises inside the MLP"
+        if type(mlp.act) is not nn.GELU:
+            return f"activates by {type(mlp.act).__name__}; only GELU is stored"
+        if mlp.fc1.bias is None:
+            return "has linear layers without bias"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One residual branch of a dense model: what the method calls a block."""
+
+    name: str
+    """ "attn 0", "mlp 0", "attn 1", ..."""
+    shape: BranchShape
+    """Dense sizes."""
+    norm: nn.LayerNorm
+    """LayerNorm in front."""
+    body: Any
+    """timm's Attention or Mlp."""
+    gamma: Tensor | None
+    """(D,) LayerScale behind, if there is one."""
+
+    @property
+    def into(self) -> nn.Linear:
+        """First linear layer: qkv or fc1."""
+        return cast(nn.Linear, self.body.qkv if self.shape.kind == "attn" else self.body.fc1)
+
+    @property
+    def out_of(self) -> nn.Linear:
+        """Last linear layer: proj or fc2."""
+        return cast(nn.Linear, self.body.proj if self.shape.kind == "attn" else self.body.fc2)
+
+
+def branches_of(model: VisionTransformer) -> list[Branch]:
+    """All branches of a supported model that has not been compacted, in the order they act on the residual stream."""
+    found: list[Branch] = []
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    block: Any
+    for i, block in enumerate(model.blocks):
+        if type(block) is not Block or isinstance(block.norm1, nn.Sequential) or isinstance(block.norm2, nn.Sequential):
+            raise ValueError(f"block {i} has been compacted already; prune the dense model it came from")
+        attn: Any = block.attn
+        mlp: Any = block.mlp
+        kinds: list[tuple[Literal["attn", "mlp"], Any, Any, nn.Module, int, int]] = [
+            ("attn", attn, block.norm1, block.ls1, attn.num_heads, attn.head_dim),
+            ("mlp", mlp, block.norm2, block.ls2, 1, mlp.fc1.out_features),
+        ]
+        for kind, body, norm, scale, heads, width in kinds:
+            gamma = scale.gamma if isinstance(scale, LayerScale) else None
+            shape = BranchShape(
+                kind=kind,
+                dim=model.embed_dim,
+                heads=heads,
+                width=width,
+                tokens=tokens,
+                qkv_bias=kind == "attn" and body.qkv.bias is not None,
+                layer_scale=gamma is not None,
+            )
+            found.append(Branch(name=f"{kind} {i}", shape=shape, norm=norm, body=body, gamma=gamma))
+    return found
+
+
+class _Mask(nn.Module):
+    """Parametrization W -> rows * W * cols. The masks are not in the state dict: they belong to the pruner's state."""
+
+    rows: Tensor | None
+    cols: Tensor | None
+
+    def __init__(self, rows: Tensor | None, cols: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("cols", cols, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight: (R, C), or a bias (R,)."""
+        if self.rows is not None:
+            weight = weight * (self.rows[:, None] if weight.ndim == 2 else self.rows)
+        return weight if self.cols is None else weight * self.cols
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gate:
+    """One shared mask and the linear layer it acts on."""
+
+    name: str
+    """ "in", "width" or "out"."""
+    length: int
+    """Elements of the gate."""
+    linear: nn.Linear
+    """The layer that is masked."""
+    side: Literal["rows", "cols"]
+    """Whether the gate masks what leaves the layer or what enters it."""
+    copies: int
+    """How often the gate repeats along that side: 3 H for head channels, which q, k, v and all heads share."""
+
+
+class Gates:
+    """The masks of a model. The raw parameters stay the same objects, so an optimizer may be built before or after."""
+
+    def __init__(self, branches: list[Branch], which: Literal["inner", "all"]) -> None:
+        self.gates = [_gates_of(branch, which) for branch in branches]
+        self._flat = [gate for block in self.gates for gate in block]
+        for linear in dict.fromkeys(gate.linear for gate in self._flat):
+            mine = [gate for gate in self._flat if gate.linear is linear]
+            rows = next((_ones(linear.out_features, linear) for g in mine if g.side == "rows"), None)
+            cols = next((_ones(linear.in_features, linear) for g in mine if g.side == "cols"), None)
+            parametrize.register_parametrization(linear, "weight", _Mask(rows, cols), unsafe=True)
+            if rows is not None and linear.bias is not None:
+                parametrize.register_parametrization(linear, "bias", _Mask(rows, None), unsafe=True)
+
+    def scores(self) -> Tensor:
+        """(sum of gate lengths,) float32: mask x dL/dmask of every element, gates in order."""
+        return torch.cat([_taylor(gate) for gate in self._flat])
+
+    def set(self, masks: list[Tensor]) -> None:
+        """masks: one (E,) per block, the block's gates one after another."""
+        for block, mask_E in zip(self.gates, masks, strict=True):
+            parts = torch.split(mask_E, [gate.length for gate in block])
+            for gate, part in zip(block, parts, strict=True):
+                for name in ("weight", "bias") if parametrize.is_parametrized(gate.linear, "bias") else ("weight",):
+                    buffer = getattr(cast(Any, gate.linear).parametrizations[name][0], gate.side)
+                    if buffer is not None:
+                        buffer.copy_(part.repeat(gate.copies))
+
+    def remove(self) -> None:
+        """Leave a plain model behind, the masks multiplied into its weights."""
+        for linear in dict.fromkeys(gate.linear for gate in self._flat):
+            for name in list(cast(Any, linear).parametrizations):
+                parametrize.remove_parametrizations(linear, name, leave_parametrized=True)
+
+
+def _gates_of(branch: Branch, which: Literal["inner", "all"]) -> list[_Gate]:
+    shape = branch.shape
+    into, out_of = branch.into, branch.out_of
+    if shape.kind == "attn":
+        width = _Gate(name="width", length=shape.width, linear=into, side="rows", copies=3 * shape.heads)
+    else:  # behind the activation; for a hard mask no different from before it
+        width = _Gate(name="width", length=shape.width, linear=out_of, side="cols", copies=1)
+    if which == "inner":
+        return [width]
+    enter = _Gate(name="in", length=shape.dim, linear=into, side="cols", copies=1)
+    leave = _Gate(name="out", length=shape.dim, linear=out_of, side="rows", copies=1)
+    return [enter, width, leave]
+
+
+def _ones(length: int, linear: nn.Linear) -> Tensor:
+    return torch.ones(length, dtype=linear.weight.dtype, device=linear.weight.device)
+
+
+def _raw(linear: nn.Linear, name: str) -> Tensor | None:
+    """The raw parameter, masked or not."""
+    if parametrize.is_parametrized(linear, name):
+        return cast(Tensor, cast(Any, linear).parametrizations[name].original)
+    return cast(Tensor | None, getattr(linear, name))
+
+
+@torch.no_grad()
+def _taylor(gate: _Gate) -> Tensor:
+    """(length,) mask x dL/dmask of one gate, from its layer's raw weight (R, C) and the gradient of it."""
+    weight, bias = _raw(gate.linear, "weight"), _raw(gate.linear, "bias")
+    assert weight is not None
+    if weight.grad is None or (bias is not None and bias.grad is None):
+        raise ValueError(
+            "a block's weights have no gradient: call step() after loss.backward() and before zero_grad(), "
+            "and leave requires_grad of the blocks' linear layers on"
+        )
+    if gate.side == "cols":
+        return torch.einsum("rc,rc->c", weight, weight.grad).float()
+    score_R = torch.einsum("rc,rc->r", weight, weight.grad)
+    if bias is not None and bias.grad is not None:
+        score_R = score_R + bias * bias.grad
+    return score_R.view(gate.copies, gate.length).sum(0).float()
+
+
+class TokenTap:
+    """Copies the residual stream before every branch and after the last one while the model trains: 2 L + 1 tensors.
+
+    Only while the tap is open, and only some images; the copies are detached from the graph.
+    """
+
+    LEAST_IMAGES = 8  # a small batch is not thinned below this: the probes' batch norm needs some
+
+    def __init__(self, model: VisionTransformer, every: int) -> None:
+        """every: copy every n-th image."""
+        self.open = False
+        self.every = every
+        self._batch = 0
+        self._tokens: list[Tensor | None] = [None] * (2 * len(model.blocks) + 1)
+        self._hooks = []
+        block: Any
+        for i, block in enumerate(model.blocks):
+            for place, norm in ((2 * i, block.norm1), (2 * i + 1, block.norm2)):
+                self._hooks.append(norm.register_forward_pre_hook(self._before(place)))
+        self._hooks.append(block.register_forward_hook(lambda module, _, out: self._keep(-1, module, out)))
+
+    def _before(self, place: int) -> Any:
+        return lambda module, inputs: self._keep(place, module, inputs[0])
+
+    def _keep(self, place: int, module: nn.Module, x_BND: Tensor) -> None:
+        if self.open and module.training:
+            self._batch = len(x_BND)
+            self._tokens[place] = x_BND.detach()[:: self._stride].clone()
+
+    @property
+    def _stride(self) -> int:
+        return max(1, min(self.every, self._batch // self.LEAST_IMAGES))
+
+    def take(self, targets: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The copies of the last training forward, 2 L + 1 of (images, N, D) in float32, and these images' targets.
+
+        targets: (B, ...) of the whole batch. Raises ValueError if there was no forward or it had another batch size.
+        """
+        if any(x is None for x in self._tokens):
+            raise ValueError("no training forward has been seen: call model(images) in train mode before step(targets)")
+        if len(targets) != self._batch:
+            raise ValueError(f"{len(targets)} targets for a forward of {self._batch} images: pass the last batch's own")
+        taken = [cast(Tensor, x).float() for x in self._tokens]
+        self._tokens = [None] * len(self._tokens)
+        return taken, targets[:: self._stride]
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()

@@ -1,0 +1,408 @@
+"""Depth Aware Pruning: PruneConfig and the one object that a training loop calls.
+
+    pruner = Pruner(model, PruneConfig(sparsity=0.75), steps_per_epoch=len(loader), epochs=50)
+    for images, targets in loader:
+        loss = criterion(model(images), targets)
+        loss.backward()
+        update = pruner.step(targets)
+        optimizer.step(); optimizer.zero_grad()
+    small = pruner.finalize()
+
+Key: B blocks (= 2 x layers), E elements of one block's gates.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Literal, TypedDict, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dap import allocate, importance
+from dap.compact import compact
+from dap.cost import count_macs, count_params
+from dap.gates import Gates, TokenTap, branches_of, check_supported
+from dap.indicator import Indicator
+from dap.schedule import Schedule, rank_mask
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Gating = Literal["inner", "all"]
+Probe = Literal["default", "reference"]
+Allocation = Literal["bpi", "uniform"]
+Cost = Literal["params", "macs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """What to prune away, and how. The defaults are those of the published runs where the paper has them."""
+
+    sparsity: float = 0.5
+    """Share of the model's parameters (or MACs) to remove, embeddings and head counted, strictly between 0 and 1."""
+    cost: Cost = "params"
+    """What sparsity counts: "params" or "macs"."""
+    gates: Gating = "inner"
+    """Units that may go: "inner" (head width, hidden units) or "all" (also channels that a branch reads and writes)."""
+    allocation: Allocation = "bpi"
+    """How blocks share the budget: "bpi" (their measured benefit) or "uniform" (same share each, the control)."""
+    probe: Probe = "default"
+    """Probes behind the benefit: "default" (cheap) or "reference" (the paper's: every step, all images, full width)."""
+    probe_steps: int = 2
+    """The default probes look at every n-th step; the reference ones at all."""
+    probe_images: int = 4
+    """The default probes look at every n-th image of the batch (8 at least); the reference ones at all."""
+    probe_lr: float = 5e-4
+    """Learning rate of the probes' AdamW."""
+    start: float = 0.1
+    """Share of the run after which cutting begins."""
+    sparse: float = 0.5
+    """Share of the run after which the final sparsity is in force and masks begin to sharpen."""
+    updates_per_epoch: int = 3
+    """Mask updates per epoch; a short run gets at least 24 in all."""
+    temperature: float = 0.1
+    """Mask width until sharpening, as a share of a block's elements."""
+    smoothing: float = 0.2
+    """Gamma: weight of the newest importance in the running one."""
+    class_weight: float = 0.5
+    """Alpha: weight of the class-token indicator against the patch indicator."""
+    benefit_scale: float = 10.0
+    """s: the value that the best block's benefit is stretched to before it is clamped."""
+    seed: int = 0
+    """Seed of the probes' weights, the only random numbers drawn."""
+
+    def __post_init__(self) -> None:
+        self._check_number("sparsity", 0.0, 1.0, open_ends=True)
+        self._check_number("start", 0.0, 1.0)
+        self._check_number("sparse", 0.0, 1.0)
+        for name in ("probe_lr", "temperature", "smoothing", "class_weight"):
+            self._check_number(name, 0.0, 1.0)
+        self._check_number("benefit_scale", 0.0, float("inf"), open_ends=True)
+        if self.start >= self.sparse:
+            raise ValueError(f"start must lie before sparse, got start={self.start} and sparse={self.sparse}")
+        for name, kind in (("cost", Cost), ("gates", Gating), ("allocation", Allocation), ("probe", Probe)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        for name in ("probe_steps", "probe_images", "updates_per_epoch", "seed"):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+    def _check_number(self, name: str, low: float, high: float, open_ends: bool = False) -> None:
+        value = getattr(self, name)
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+        if not valid or not low <= value <= high or (open_ends and value in (low, high)):
+            ends = "strictly between" if open_ends else "between"
+            raise ValueError(f"{name} must be a number {ends} {low:g} and {high:g}, got {value!r}")
+
+
+class BlockReport(TypedDict):
+    """One block as it stands after the last update; plain types, ready for JSON."""
+
+    name: str
+    """ "attn 0", "mlp 0", "attn 1", ..."""
+    bpi_class: float | None
+    """Mean class-token indicator over the last interval, nats; None before the first update."""
+    bpi_patch: float | None
+    """Mean patch-token indicator, likewise."""
+    keep_ratio: float
+    """Share of the block's dense parameters (or MACs) that it holds, counting elements whose mask is >= 0.5."""
+    width: int
+    """Kept units of its inner gate: head width of an attention block, hidden units of an MLP; 0 if it is gone."""
+
+
+class MaskUpdate(TypedDict):
+    """What an update of the masks did; plain types, ready for JSON."""
+
+    step: int
+    """Optimizer steps taken, this one included."""
+    progress: float
+    """Share of the cut in force, 0 to 1."""
+    temperature: float
+    """Mask width as a share of a block's elements; 0 means hard."""
+    sparsity: float
+    """Share of the model's parameters (or MACs) whose mask is < 0.5."""
+    blocks: list[BlockReport]
+    """All blocks, in the order they act on the residual stream."""
+
+
+class Pruner:
+    """Prunes a timm ViT while it is being fine-tuned.
+
+    It masks the model's own weights and watches its residual stream through hooks. The Parameter objects stay, so the
+    optimizer may come before or after; but their order and names change ("...qkv.parametrizations.weight.original"), so
+    that a run that is resumed must build optimizer and pruner in the same order as the first time. Call
+    step() once per optimizer step, after backward and before gradients are clipped or cleared; with gradient
+    accumulation the targets are those of the last micro-batch. With several processes build it on every rank before the
+    model is wrapped in DistributedDataParallel: statistics are averaged over ranks, and all ranks decide the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PruneConfig,
+        *,
+        steps_per_epoch: int,
+        epochs: int,
+        allowed_width: Callable[[str, int], bool] | None = None,
+    ) -> None:
+        """allowed_width: rule of the target device, (layer kind, n) -> bool with layer kind "qkv" (n = heads x head
+        width) or "hidden" (n = hidden units); needs gates="inner". A block may also go wholly.
+        """
+        if steps_per_epoch < 1 or epochs < 1:
+            raise ValueError(f"a run needs at least one step and one epoch, got {steps_per_epoch} and {epochs}")
+        if allowed_width is not None and config.gates != "inner":
+            raise ValueError('allowed_width works with gates="inner" only: with "all" every width changes the others')
+        self.model: VisionTransformer = check_supported(model)
+        self.config = config
+        self.schedule = Schedule(
+            total_steps=steps_per_epoch * epochs,
+            epochs=epochs,
+            start=config.start,
+            sparse=config.sparse,
+            updates_per_epoch=config.updates_per_epoch,
+            temperature=config.temperature,
+        )
+        self._branches = branches_of(self.model)
+        shapes = [branch.shape for branch in self._branches]
+        self._cost_of = [shape.params if config.cost == "params" else shape.macs for shape in shapes]
+        self._dense_B = np.array(
+            [cost(shape.dim, shape.width, shape.dim) for cost, shape in zip(self._cost_of, shapes, strict=True)]
+        )
+        self._total = count_params(self.model) if config.cost == "params" else count_macs(self.model)
+        self._other = self._total - int(self._dense_B.sum())
+        self._budget = allocate.block_budget(self._total, self._other, config.sparsity)
+        if config.gates == "inner":
+            self._choices = [importance.width_choices(s.kind, s.heads, s.width, allowed_width) for s in shapes]
+        else:
+            self._choices = [np.arange(2 * s.dim + s.width + 1) for s in shapes]
+
+        device = next(self.model.parameters()).device
+        self._indicator = Indicator(
+            probe=config.probe,
+            layers=len(self.model.blocks),
+            dim=self.model.embed_dim,
+            classes=self.model.num_classes,
+            grid=self.model.patch_embed.grid_size,
+            prefix=self.model.num_prefix_tokens,
+            lr=config.probe_lr,
+            seed=config.seed,
+            device=device,
+        )
+        self._gates = Gates(self._branches, config.gates)
+        self._tap = TokenTap(self.model, every=1 if config.probe == "reference" else config.probe_images)
+        self._lengths = [[gate.length for gate in block] for block in self._gates.gates]
+        self._ranks = [np.arange(sum(lengths)) for lengths in self._lengths]
+        self._kept = [sum(lengths) for lengths in self._lengths]
+        self._bpi: Array | None = None  # (2, B) mean over the last interval
+        self._importance: list[Array | None] = [None, None]  # running, class token and patch tokens
+        self._step = 0
+        self._hard = False
+        self._done = False
+        self._score_sum = torch.zeros(sum(map(sum, self._lengths)), device=device)
+        self._bpi_sum = torch.zeros(2, len(shapes), device=device)
+        self._scored_steps = 0
+        self._probed_steps = 0
+        self._temperature = config.temperature
+        self._open_tap()
+
+    # the loop's side
+
+    def step(self, targets: Tensor) -> MaskUpdate | None:
+        """Learn from one training step; move the masks when an update is due.
+
+        targets: (B,) class indices or (B, C) probabilities of the last forward pass, the main loss's own
+        Returns what an update did, or None between updates. Raises ValueError if no training forward or no backward
+        went before, if targets don't fit the images, or if the run is over.
+        """
+        if self._hard or self._step >= self.schedule.total_steps:
+            raise ValueError(f"the pruning run of {self.schedule.total_steps} steps is over: call finalize()")
+        scores = self._gates.scores()
+        # A step with overflowed gradients (mixed precision) is one that the optimizer skips as well.
+        self._score_sum += torch.where(scores.sum().isfinite(), scores.square(), 0.0)
+        self._scored_steps += 1
+        if self._tap.open:
+            if targets.ndim == 2 and targets.shape[1] != self.model.num_classes:
+                raise ValueError(f"targets have {targets.shape[1]} classes, the model {self.model.num_classes}")
+            self._bpi_sum += self._indicator.learn(*self._tap.take(targets))
+            self._probed_steps += 1
+        self._step += 1
+        update = None
+        if self._step in self.schedule.update_steps:
+            self._learn_from_interval()
+            temperature = self.schedule.temperature_at(self._step)
+            update = self._move_masks(self.schedule.progress(self._step), temperature)
+        self._open_tap()
+        return update
+
+    def harden(self) -> MaskUpdate:
+        """Make the masks 0 or 1 at the final sparsity, now. The model keeps its dense shape."""
+        if not self._hard:
+            if self._scored_steps and not self._done:
+                self._learn_from_interval()
+            self._hard = True
+            self._tap.open = False
+        return self._move_masks(1.0, 0.0)
+
+    def finalize(self) -> VisionTransformer:
+        """The small model: hard masks cut out for good, exact, in the model's mode. Gates, probes and hooks are gone.
+
+        The model that was pruned stays usable, dense in shape, with the hard masks multiplied into its weights.
+        """
+        if self._done:
+            raise ValueError("finalize() has been called already; use the model it returned")
+        self.harden()
+        small = compact(self.model, self._branches, self._kept_indices())
+        self._gates.remove()
+        self._tap.remove()
+        self._done = True
+        return small
+
+    def blocks(self) -> list[BlockReport]:
+        """The blocks as they stand after the last update."""
+        reports = []
+        for b, branch in enumerate(self._branches):
+            kept = self._kept_counts(b, self._kept[b])
+            reports.append(
+                BlockReport(
+                    name=branch.name,
+                    bpi_class=None if self._bpi is None else float(self._bpi[0, b]),
+                    bpi_patch=None if self._bpi is None else float(self._bpi[1, b]),
+                    keep_ratio=float(self._cost_of[b](*kept)) / float(self._dense_B[b]),
+                    width=int(kept[1]) if min(kept) > 0 else 0,
+                )
+            )
+        return reports
+
+    # the method's side
+
+    def _learn_from_interval(self) -> None:
+        """Turn the interval's sums into new ranks and a new running importance, and clear them."""
+        if dist.is_available() and dist.is_initialized():
+            for total in (self._score_sum, self._bpi_sum):
+                dist.all_reduce(total)
+                total /= dist.get_world_size()
+        ends = np.cumsum([sum(lengths) for lengths in self._lengths])[:-1]
+        scores = np.split(self._score_sum.cpu().numpy().astype(np.float64), ends)
+        for b, branch in enumerate(self._branches):
+            names = [gate.name for gate in self._gates.gates[b]]
+            parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
+            by_gate = dict(zip(names, parts, strict=True))
+            self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
+        if self._probed_steps:
+            self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._probed_steps
+            held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
+            for i in range(2):
+                new_B = allocate.bpi_to_importance(self._bpi[i], held_B, self._dense_B, self.config.benefit_scale)
+                self._importance[i] = allocate.smooth(self._importance[i], new_B, self.config.smoothing)
+        self._score_sum.zero_()
+        self._bpi_sum.zero_()
+        self._scored_steps = self._probed_steps = 0
+
+    def _final_ratios(self) -> Array:
+        """(B,) kappa, the share of each block to keep at the final sparsity; all equal before the first measurement."""
+        class_B, patch_B = self._importance
+        if self.config.allocation == "uniform" or class_B is None or patch_B is None:
+            importance_B = np.ones(len(self._dense_B))
+        else:
+            importance_B = allocate.blend(class_B, patch_B, self.config.class_weight)
+        return allocate.keep_ratios(importance_B, self._dense_B, self._budget)
+
+    def _move_masks(self, progress: float, temperature: float) -> MaskUpdate:
+        """Choose how much of every block stays at this progress and set the masks to it."""
+        if progress == 0.0:
+            self._kept = [len(ranks) for ranks in self._ranks]
+        else:
+            target_B = self._dense_B * (1.0 - progress * (1.0 - self._final_ratios()))
+            budget = int(self._dense_B.sum() - progress * (self._dense_B.sum() - self._budget) + 1e-3)
+            curves = [cost(*self._all_counts(b).T) for b, cost in enumerate(self._cost_of)]
+            self._kept = importance.select_counts(curves, target_B.tolist(), budget, self._choices)
+        self._set_masks(temperature)
+        blocks = self.blocks()
+        kept = [block["keep_ratio"] * dense for block, dense in zip(blocks, self._dense_B.tolist(), strict=True)]
+        return MaskUpdate(
+            step=self._step,
+            progress=progress,
+            temperature=temperature,
+            sparsity=1.0 - (self._other + sum(kept)) / self._total,
+            blocks=blocks,
+        )
+
+    def _set_masks(self, temperature: float) -> None:
+        self._temperature = temperature
+        masks = [rank_mask(r, len(r) - kept, temperature) for r, kept in zip(self._ranks, self._kept, strict=True)]
+        self._gates.set([torch.from_numpy(mask).to(self._score_sum) for mask in masks])
+
+    def _all_counts(self, b: int) -> Ints:
+        """(E + 1, 3) kept inputs, inner width and outputs of block b at 0 .. E kept elements."""
+        gate_of_E = np.repeat(np.arange(len(self._lengths[b])), self._lengths[b])
+        counts = importance.kept_per_gate(self._ranks[b], gate_of_E, len(self._lengths[b]))
+        if self.config.gates == "all":
+            return counts
+        dim = np.full((len(counts), 1), self._branches[b].shape.dim)
+        return np.concatenate([dim, counts, dim], axis=1)
+
+    def _kept_counts(self, b: int, kept: int) -> tuple[int, int, int]:
+        inputs, width, outputs = self._all_counts(b)[kept]
+        return int(inputs), int(width), int(outputs)
+
+    def _kept_indices(self) -> list[dict[str, Tensor]]:
+        """Per block and gate, the sorted indices of the kept elements; channels that are not gated are all there."""
+        indices = []
+        for ranks, kept, lengths, gates in zip(self._ranks, self._kept, self._lengths, self._gates.gates, strict=True):
+            parts = np.split(ranks >= len(ranks) - kept, np.cumsum(lengths)[:-1])
+            mine = {gate.name: torch.from_numpy(np.flatnonzero(part)) for gate, part in zip(gates, parts, strict=True)}
+            indices.append(mine)
+        return indices
+
+    def _open_tap(self) -> None:
+        """Watch the next training forward if its step is to be probed."""
+        every = 1 if self.config.probe == "reference" else self.config.probe_steps
+        self._tap.open = not self._hard and self._step % every == 0
+
+    # saving and resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit: tensors and plain types (torch.load(weights_only=True))."""
+        return {
+            "config": asdict(self.config),
+            "total_steps": self.schedule.total_steps,
+            "step": self._step,
+            "hard": self._hard,
+            "temperature": self._temperature,
+            "probes": self._indicator.probes.state_dict(),
+            "probe_optimizer": self._indicator.optimizer.state_dict(),
+            "ranks": [torch.from_numpy(ranks.copy()) for ranks in self._ranks],
+            "kept": list(self._kept),
+            "bpi": None if self._bpi is None else torch.from_numpy(self._bpi.copy()),
+            "importance": [None if i is None else torch.from_numpy(i.copy()) for i in self._importance],
+            "score_sum": self._score_sum.clone(),
+            "bpi_sum": self._bpi_sum.clone(),
+            "scored_steps": self._scored_steps,
+            "probed_steps": self._probed_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from state_dict() of a pruner with the same config and run length on the same kind of model."""
+        mine = {"config": asdict(self.config), "total_steps": self.schedule.total_steps}
+        for key, value in mine.items():
+            if state.get(key) != value:
+                raise ValueError(f"resume with the {key} of the saved run, {state.get(key)}, not with {value}")
+        if [len(ranks) for ranks in state["ranks"]] != [len(ranks) for ranks in self._ranks]:
+            raise ValueError("the saved pruner belongs to a model of other sizes: resume with that model")
+        self._step, self._hard = state["step"], state["hard"]
+        self._indicator.probes.load_state_dict(state["probes"])
+        self._indicator.optimizer.load_state_dict(state["probe_optimizer"])
+        self._ranks = [ranks.numpy().copy() for ranks in state["ranks"]]
+        self._kept = list(state["kept"])
+        self._bpi = None if state["bpi"] is None else state["bpi"].numpy().copy()
+        self._importance = [None if i is None else i.numpy().copy() for i in state["importance"]]
+        self._score_sum.copy_(state["score_sum"])
+        self._bpi_sum.copy_(state["bpi_sum"])
+        self._scored_steps, self._probed_steps = state["scored_steps"], state["probed_steps"]
+        self._set_masks(state["temperature"])
+        self._open_tap()

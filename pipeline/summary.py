@@ -1,0 +1,63 @@
+"""report.json: what all stages of a run left, in the shape that scripts rely on. A missing measurement is null."""
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.config import to_dict
+from pipeline.runs import Run
+from targets import TARGETS
+
+PACKAGES = ("torch", "timm", "accelerate", "albumentations", "litert-torch", "ai-edge-litert")
+MEASURED = ("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1")
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The contents of report.json."""
+    config, records = run.config, run.records()
+    found: dict[str, Any] = {}
+    for record in records.values():
+        found |= record.get("results", {})
+    artifacts = [artifact for target in TARGETS for artifact in _artifacts(run, target)]
+    blocks = [
+        {**block, "width_dense": width}
+        for block, width in zip(found.get("blocks", []), found.get("widths_dense", []), strict=True)
+    ]
+    return {
+        "run": run.folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": config.model,
+        "dataset": config.dataset,
+        "method": config.method,
+        "seed": config.seed,
+        "sparsity_target": config.pruning.sparsity,
+        "sparsity": 1 - found["params"] / found["params_dense"] if "params" in found else None,
+        **{key: found.get(key) for key in MEASURED},
+        "seconds_per_stage": {name: record["seconds"] for name, record in records.items() if "seconds" in record},
+        "blocks": blocks,
+        "artifacts": artifacts,
+        "versions": {package: version(package) for package in PACKAGES},
+        "next": None if artifacts else f"make deploy TARGET=host RUN={run.folder.name}",
+        "config": to_dict(config),
+    }
+
+
+def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
+    exported, validated = run.results(f"export {target}"), run.results(f"validate {target}")
+    artifacts = []
+    for file, entry in exported.items():
+        measured = validated.get("artifacts", {}).get(file, {})
+        artifacts.append(
+            {
+                "target": target,
+                "format": TARGETS[target].format,
+                **{key: entry[key] for key in ("precision", "role", "size_bytes", "sha256")},
+                "file": f"artifacts/{target}/{file}",
+                **{key: measured.get(key) for key in ("parity", "top1", "latency_ms", "budget")},
+                "device": validated.get("device"),
+                "threads": validated.get("threads"),
+                "verdict": measured.get("verdict", "not_measured"),
+                "checks": measured.get("checks", []),
+            }
+        )
+    return artifacts

@@ -1,0 +1,374 @@
+"""The report: complete, self-contained, the same every time, and honest about what was not measured."""
+
+import copy
+import dataclasses
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pipeline import figures
+from pipeline.report import (
+    CHECKS,
+    compare_artifacts,
+    describe_check,
+    overall_verdict,
+    show,
+    summary_table,
+    write_report,
+)
+from targets.validate import Budget
+
+LAYERS = 2
+NAMES = [f"{kind} {layer}" for layer in range(LAYERS) for kind in ("attn", "mlp")]
+FIGURES = {
+    "training_curves",
+    "keep_ratio_per_block",
+    "architecture",
+    "keep_ratio_over_training",
+    "bpi_over_training",
+    "latency_distribution",
+}
+
+
+def block(name: str, keep: float, **changes: Any) -> dict[str, Any]:
+    width = 32 if name.startswith("attn") else 384
+    benefit = {"bpi_class": 0.1 * keep, "bpi_patch": -0.01}
+    return {"name": name, **benefit, "keep_ratio": keep, "width": round(width * keep), **changes}
+
+
+def make_log(updates: int = 3) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for stage, steps in (("dense", 6), ("prune", 6), ("finetune", 4)):
+        for step in range(1, steps + 1):
+            line: dict[str, Any] = {"stage": stage, "step": step, "epoch": step / 2, "loss": 2 / step, "lr": 1e-3}
+            if step % 2 == 0:
+                line["top1"] = 50.0 + 5 * step
+            if stage == "prune" and step <= updates:
+                blocks = [block(name, 1 - 0.1 * step) for name in NAMES]
+                line |= {"progress": step / updates, "temperature": 0.1, "sparsity": 0.1 * step, "blocks": blocks}
+            lines.append(line)
+    return lines
+
+
+def make_artifact(role: str = "pruned", **changes: Any) -> dict[str, Any]:
+    p50 = 3.31 if role == "dense" else 1.38
+    return {
+        "target": "host",
+        "format": "tflite",
+        "precision": "fp32",
+        "role": role,
+        "file": f"artifacts/host/{role}.tflite",
+        "size_bytes": 5_560_000 if role == "dense" else 1_584_000,
+        "sha256": "ab" * 32,
+        "parity": {"psnr_db": 120.0, "max_abs": 2e-6, "top1_agreement": 1.0},
+        "top1": 98.6 if role == "dense" else 97.2,
+        "latency_ms": {"p50": p50, "p90": 1.1 * p50, "mean": p50, "samples": 9, "seconds": 1.0, "valid": True},
+        "device": {
+            "device": "local",
+            "os": "Linux",
+            "cpu": "a CPU",
+            "cores": 2,
+            "arch": "x86_64",
+            "runtime": "LiteRT",
+            "runtime_version": "2.3.0",
+        },
+        "threads": 2,
+        "budget": {"latency_p50_ms_max": 2.0},
+        "verdict": "pass",
+        "checks": [{"name": "latency_p50_ms_max", "limit": 2.0, "value": p50, "verdict": "pass"}],
+        **changes,
+    }
+
+
+def make_report(**changes: Any) -> dict[str, Any]:
+    return {
+        "model": "deit_micro_patch8_64",
+        "dataset": "digits",
+        "method": "dap",
+        "seed": 0,
+        "sparsity_target": 0.75,
+        "sparsity": 0.7501,
+        "params_dense": 1_372_000,
+        "params": 343_000,
+        "macs_dense": 91_000_000,
+        "macs": 24_100_000,
+        "top1_dense": 98.6,
+        "top1_masked": 95.8,
+        "top1_compact": 95.8,
+        "top1": 97.2,
+        "seconds_per_stage": {"prune": 121.0, "export": 3.0},
+        "blocks": [{**block(name, 0.3), "width_dense": 32 if "attn" in name else 384} for name in NAMES],
+        "artifacts": [make_artifact("dense"), make_artifact()],
+        "run": "first",
+        "created": "2026-01-02T03:04:05+00:00",
+        "versions": {"torch": "2.14.1"},
+        "next": "make deploy TARGET=raspberry-pi",
+        **changes,
+    }
+
+
+SAMPLES = {"dense": [3.0 + 0.01 * i for i in range(50)], "pruned": [1.3 + 0.01 * i for i in range(50)]}
+
+
+def printed(report: dict[str, Any]) -> str:
+    file = io.StringIO()
+    Console(width=140, file=file).print(summary_table(report))
+    return file.getvalue()
+
+
+class Page(HTMLParser):
+    """Every tag closed in order, all ids, all text outside figures."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "svg"} & set(self.open):
+            self.text += data
+
+
+def page_of(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+CONFIG = json.dumps({"pruning": {"gamma": 0.2}, "model_path": None})
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "config.json").write_text(CONFIG)
+    assert write_report(folder, make_report(), make_log(), SAMPLES) == folder / "report.html"
+    return folder
+
+
+def test_a_full_report_is_complete_and_self_contained(full: Path) -> None:
+    path = full / "report.html"
+    assert json.loads((full / "report.json").read_text()) == make_report()
+    assert {file.stem for file in (full / "figures").iterdir()} == FIGURES
+    html, page = path.read_text(encoding="utf-8"), page_of(path)
+    assert page.tags.count("svg") == page.tags.count("figure") == page.tags.count("figcaption") == len(FIGURES)
+    assert len(page.ids) == len(set(page.ids))
+    assert "script" not in page.tags
+    assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", html)
+    text = " ".join(page.text.split())
+    for shown in ("97.2 %", "98.6 %", "−1.4 points", "343 k", "1.58 MB", "1.38 ms", "−58 %", "✓ met", "2 min 1 s"):
+        assert shown in text, shown
+    assert "pruning.gamma" in text
+    assert not list(full.rglob("*.tmp"))
+
+
+def test_the_same_run_gives_the_same_bytes(full: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(CONFIG)
+    write_report(tmp_path, make_report(), make_log(), SAMPLES)
+    for path in sorted(full.rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / path.relative_to(full)).read_bytes(), path.name
+
+
+def test_what_users_name_is_escaped(tmp_path: Path) -> None:
+    nasty = "<script>alert('$x_{')</script>[bold]&"
+    report = make_report(dataset=nasty, run=nasty, versions={nasty: nasty}, next=nasty)
+    report["artifacts"][1]["file"] = report["artifacts"][1]["target"] = nasty
+    path = write_report(tmp_path, report, [], {f"dense {nasty}": [1.0, 2.0], nasty: [1.0, 1.5]})
+    page = page_of(path)
+    assert "script" not in page.tags
+    assert nasty in page.text
+    assert nasty in printed(report)
+
+
+def test_nan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(tmp_path, make_report(top1=float("nan")), make_log(), SAMPLES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_measured_reads_as_not_measured(tmp_path: Path) -> None:
+    measured = ("sparsity", "macs", "macs_dense", "top1_dense", "top1_masked", "top1_compact", "top1", "next")
+    check = {
+        "name": "latency_p50_ms_max",
+        "limit": 2.0,
+        "value": None,
+        "verdict": "not_measured",
+        "reason": "too noisy",
+    }
+    nothing = {"parity": None, "top1": None, "latency_ms": None, "device": None, "threads": None, "budget": None}
+    artifact = make_artifact(**nothing, verdict="not_measured", checks=[check])
+    report = make_report(**dict.fromkeys(measured), artifacts=[artifact], seconds_per_stage={"prune": None})
+    text = " ".join(page_of(write_report(tmp_path, report, [], {})).text.split())
+    table = printed(report)
+    for shown in (text, table):
+        assert "– not measured" in shown
+        assert "met" not in re.findall(r"\w+", shown)
+        assert not re.search(r"(?<![\d.])0(\.0+)? ?(%|ms|MB|M|dB|s)(\W|$)", shown)
+    assert "too noisy" in text
+    assert text.count("left out: ") == 4
+    assert "nan" not in text.lower()
+
+
+def test_a_missed_budget_says_so_in_words(tmp_path: Path) -> None:
+    check = {"name": "top1_drop_max_points", "limit": 1.0, "value": 1.4, "verdict": "fail"}
+    report = make_report(artifacts=[make_artifact(verdict="fail", checks=[check])])
+    text = " ".join(page_of(write_report(tmp_path, report, [], {})).text.split())
+    for shown in (text, printed(report)):
+        assert "✗ missed" in shown
+        assert "top-1 lost" in shown
+        assert "1.40 points" in shown
+        assert "budget missed" in shown.lower()
+
+
+def test_a_run_without_artifacts_or_blocks_still_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "architecture.svg").write_text("of an earlier run")
+    page = page_of(write_report(tmp_path, make_report(artifacts=[], blocks=[]), make_log(updates=0), {}))
+    assert page.tags.count("figure") == 1
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"training_curves"}
+    assert "No artifact yet" in page.text
+
+
+verdicts = st.sampled_from(["pass", "fail", "not_measured"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["pruned", "dense"]), verdicts), max_size=5))
+def test_the_overall_verdict_is_the_worst_of_the_pruned_artifacts(artifacts: list[tuple[str, str]]) -> None:
+    report = {"artifacts": [{"role": role, "verdict": verdict} for role, verdict in artifacts]}
+    pruned = [verdict for role, verdict in artifacts if role == "pruned"]
+    got = overall_verdict(report)
+    assert (got == "fail") == ("fail" in pruned)
+    assert (got == "pass") == (bool(pruned) and all(verdict == "pass" for verdict in pruned))
+
+
+def test_a_noisy_latency_and_another_precision_are_marked() -> None:
+    artifact = make_artifact(precision="int8")
+    artifact["latency_ms"]["valid"] = False
+    rows = {row.name: row for row in compare_artifacts(make_report(), artifact)}
+    assert rows["latency p50"].pruned == "1.38 ms (noisy)"
+    assert rows["latency p50"].dense == "3.31 ms (fp32)"
+    assert rows["size"].change == "−72 %"
+
+
+def test_an_artifact_is_not_compared_across_targets() -> None:
+    rows = compare_artifacts(make_report(), make_artifact(target="android"))
+    assert {row.dense for row in rows} == {"not measured"}
+    assert {row.change for row in rows} == {""}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (None, "ms", "not measured"),
+        (0, "ms", "0 ms"),
+        (1.384, "ms", "1.38 ms"),
+        (18.44, "ms", "18.4 ms"),
+        (1234.5, "ms", "1,234 ms"),
+        (999_999, "", "1 M"),
+        (5_717_416, "", "5.72 M"),
+        (1_253_500_000, "", "1.25 G"),
+        (512, "B", "512 B"),
+        (1_584_000, "B", "1.58 MB"),
+        (97.23, "%", "97.2 %"),
+        (0.61, "s", "0.6 s"),
+        (59.97, "s", "60.0 s"),
+        (192.4, "s", "3 min 12 s"),
+        (7_530, "s", "2 h 5 min"),
+        ("fp16", "", "fp16"),
+    ],
+)
+def test_values_are_shown_in_their_unit(value: Any, unit: str, shown: str) -> None:
+    assert show(value, unit) == shown
+
+
+def test_checks_are_described_in_words() -> None:
+    def described(name: str, limit: float, value: float | None) -> tuple[str, str, str]:
+        return describe_check({"name": name, "limit": limit, "value": value})
+
+    assert described("latency_p50_ms_max", 50.0, None) == ("latency p50", "≤ 50 ms", "not measured")
+    assert described("size_mb_max", 2.0, 0.52) == ("size", "≤ 2 MB", "520 kB")
+    assert described("top1_agreement_min", 0.99, 1.0) == ("same top-1 as the model", "≥ 99.0 %", "100.0 %")
+    assert described("of_tomorrow_max", 3.0, 2.5) == ("of tomorrow max", "≤ 3", "2.50")
+
+
+def test_every_limit_that_a_budget_can_state_has_words() -> None:
+    assert CHECKS.keys() == {field.name for field in dataclasses.fields(Budget)}
+
+
+WIDTHS = [32, 384] * LAYERS
+DRAWINGS = {
+    "training_curves": lambda log: figures.training_curves(log, 98.6),
+    "bpi_over_training": figures.bpi_over_training,
+    "keep_ratio_over_training": figures.keep_ratio_over_training,
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_figures_of_a_log_cope_with_little(name: str) -> None:
+    with pytest.raises(figures.MissingDataError, match="the log holds no"):
+        DRAWINGS[name]([])
+    one = make_log(updates=1)
+    ET.fromstring(figures.to_svg(DRAWINGS[name](one), name))
+    without_top1 = [{key: value for key, value in line.items() if key != "top1"} for line in one]
+    ET.fromstring(figures.to_svg(DRAWINGS[name](without_top1), name))
+
+
+def test_training_curves_of_each_stage_alone() -> None:
+    for stage in ("dense", "prune", "finetune"):
+        figures.training_curves([line for line in make_log() if line["stage"] == stage], None)
+
+
+def test_missing_benefit_leaves_gaps_and_none_at_all_leaves_the_figure_out() -> None:
+    log = copy.deepcopy(make_log())
+    for line in log:
+        for entry in line.get("blocks", []):
+            entry["bpi_class"] = None
+    figures.bpi_over_training(log)
+    for line in log:
+        for entry in line.get("blocks", []):
+            entry["bpi_patch"] = None
+    with pytest.raises(figures.MissingDataError, match="no block benefit"):
+        figures.bpi_over_training(log)
+
+
+def test_architecture_of_a_deep_model_with_a_block_gone() -> None:
+    names = [f"{kind} {layer}" for layer in range(24) for kind in ("attn", "mlp")]
+    blocks = [block(name, 0.0 if name == "mlp 23" else 0.5) for name in names]
+    svg = figures.to_svg(figures.architecture(blocks, [32, 384] * 24), "architecture")
+    assert ">0<" in svg
+    assert ">192<" in svg
+    assert ">23<" in svg
+
+
+def test_svgs_carry_neither_date_nor_font_outlines_nor_addresses_to_fetch() -> None:
+    svg = figures.to_svg(figures.architecture([block(name, 0.5) for name in NAMES], WIDTHS), "architecture")
+    assert "metadata" not in svg
+    assert "Width of every block" in svg
+    assert set(re.findall(r"https?://[^\"<> ]+", svg)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
