@@ -41,16 +41,19 @@ class Run:
 
     @staticmethod
     def create(folder: Path, config: RunConfig) -> "Run":
-        """The run in `folder`, made if it is new. Raises ValueError if the folder belongs to another configuration."""
+        """The run in `folder`, made if it is new or nothing in it has finished yet.
+
+        Raises ValueError if the folder belongs to another configuration, or is no run folder.
+        """
         path = folder / "config.json"
-        if path.exists():
+        if path.exists() and any("seconds" in record for record in Run(folder, config).records().values()):
             if different := differences(Run.open(folder).config, config):
                 raise ValueError(
                     f"{folder} belongs to another configuration ({'; '.join(different[:3])}; there, here). "
                     f"Choose another RUN=name, or delete the folder"
                 )
         else:
-            if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+            if not path.exists() and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no run. Choose another RUN=name")
             write_json(path, to_dict(config))
         return Run(folder, config)

@@ -32,7 +32,7 @@ NOISE = re.compile(
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
-class RuntimeUnavailable(Exception):  # noqa: N818 - it says what is, not what went wrong
+class RuntimeUnavailable(Exception):
     """The converter or the interpreter is not installed here: what would have used it is not measured."""
 
 

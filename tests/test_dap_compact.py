@@ -1,0 +1,206 @@
+"""The small model computes what the masked one computed, survives the disk, and needs nothing of the pruner."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from dap_models import batches, logits, tiny_vit, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dap.compact import PrunedBlock, architecture_of, compact, load_compact, save_compact
+from dap.cost import block_params, count_macs, count_params
+from dap.gates import Gates, branches_of
+from dap.pruner import PruneConfig, Pruner
+
+
+def cut(model: Any, which: Any, kept: list[dict[str, list[int]]]) -> tuple[torch.Tensor, Any]:
+    """Logits of the model under hard masks that keep these elements, and the compact model."""
+    branches = branches_of(model)
+    gates = Gates(branches, which)
+    masks, indices = [], []
+    for block, keep in zip(gates.gates, kept, strict=True):
+        parts = []
+        for gate in block:
+            part = torch.zeros(gate.length)
+            part[keep[gate.name]] = 1.0
+            parts.append(part)
+        masks.append(torch.cat(parts))
+        indices.append({gate.name: torch.tensor(keep[gate.name], dtype=torch.long) for gate in block})
+    gates.set(masks)
+    return logits(model), compact(model, branches, indices)
+
+
+def lengths(model: Any, which: str) -> list[dict[str, int]]:
+    shapes = [branch.shape for branch in branches_of(model)]
+    return [{"in": s.dim, "width": s.width, "out": s.dim} if which == "all" else {"width": s.width} for s in shapes]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "deit": {},
+    "distilled": {"distilled": True},
+    "layer scale": {"init_values": 0.1},
+    "no bias in qkv": {"qkv_bias": False},
+    "deit 3": {"no_embed_class": True, "init_values": 1e-4},
+    "registers": {"reg_tokens": 2},
+    "first norm": {"pre_norm": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["inner", "all"])
+@given(data=st.data())
+@settings(max_examples=6, deadline=None)
+def test_compact_equals_masked(kind: str, which: str, data: st.DataObject) -> None:
+    model = tiny_vit(**KINDS[kind])
+    kept = []
+    for sizes in lengths(model, which):
+        gates = {}
+        for name, length in sizes.items():
+            whole = data.draw(st.sampled_from(["some", "some", "all", "none"]))
+            some = data.draw(st.sets(st.integers(0, length - 1), min_size=1))
+            gates[name] = {"some": sorted(some), "all": list(range(length)), "none": []}[whole]
+        kept.append(gates)
+    masked, small = cut(model, which, kept)
+    torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("dead", list(itertools.product([0, 1], repeat=4)))
+def test_every_combination_of_branches_that_are_gone(which: str, dead: tuple[int, ...]) -> None:
+    model = tiny_vit(init_values=0.5, distilled=True)
+    kept = [
+        {name: [] if gone and name == "width" else list(range(0, length, 2)) for name, length in sizes.items()}
+        for gone, sizes in zip(dead, lengths(model, which), strict=True)
+    ]
+    masked, small = cut(model, which, kept)
+    torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+    assert [size == 0 for size in block_params(small).values()] == [bool(gone) for gone in dead]
+
+
+def test_a_constant_goes_past_a_layer_scale_of_zero() -> None:
+    model: Any = tiny_vit(init_values=0.5)
+    with torch.no_grad():
+        model.blocks[0].ls1.gamma[::2] = 0.0
+    kept = [{"width": list(range(n["width"]))} for n in lengths(model, "inner")]
+    kept[1]["width"] = []
+    masked, small = cut(model, "inner", kept)
+    torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+
+
+def test_costs_are_those_of_the_small_model() -> None:
+    model = tiny_vit(init_values=0.5)
+    shapes = [branch.shape for branch in branches_of(model)]
+    dense = count_params(model)
+    dense_macs = count_macs(model)
+    assert list(block_params(model).values()) == [int(s.params(s.dim, s.width, s.dim)) for s in shapes]
+    kept = [{"in": [0, 3, 5], "width": [1, 2], "out": [4, 5, 6, 7]}] * 3 + [{"in": [1], "width": [], "out": [2]}]
+    _, small = cut(model, "all", kept)
+    expected = [int(s.params(3, 2, 4)) for s in shapes[:3]] + [0]
+    assert list(block_params(small).values()) == expected
+    whole = sum(int(s.params(s.dim, s.width, s.dim)) for s in shapes)
+    assert count_params(small) == dense - whole + sum(expected)
+    whole_macs = sum(int(s.macs(s.dim, s.width, s.dim)) for s in shapes)
+    assert count_macs(small) == dense_macs - whole_macs + sum(int(s.macs(3, 2, 4)) for s in shapes[:3])
+
+
+def test_macs_of_deit_tiny() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("deit_tiny_patch16_224")
+    assert count_macs(model) == pytest.approx(1.2535e9, rel=2e-3)  # the design notes' figure
+
+
+@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_save_load_gives_identical_logits_and_exports(which: Any, distilled: bool, tmp_path: Path) -> None:
+    model = tiny_vit(distilled=distilled, init_values=0.1, drop_path_rate=0.1)
+    pruner = Pruner(model, PruneConfig(sparsity=0.7, gates=which), steps_per_epoch=4, epochs=1)
+    train(model, pruner, torch.optim.SGD(model.parameters(), lr=0.01), batches(4))
+    pruner.harden()
+    masked = logits(model)
+    small = pruner.finalize()
+    torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(model), masked)  # the pruned model itself is plain again, masks multiplied in
+    assert not any("parametrizations" in name for name in model.state_dict())
+    save_compact(small, tmp_path)
+    loaded = load_compact(tmp_path)
+    assert not loaded.training
+    assert torch.equal(logits(loaded), logits(small))
+    assert architecture_of(loaded) == architecture_of(small) == json.loads((tmp_path / "architecture.json").read_text())
+    images = torch.randn(1, 3, 16, 16)
+    exported = torch.export.export(loaded, (images,)).module()
+    torch.testing.assert_close(exported(images), loaded(images))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["architecture.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dense_model_is_saved_the_same_way(kind: str, tmp_path: Path) -> None:
+    model = tiny_vit(**KINDS[kind], drop_path_rate=0.1, mlp_ratio=3)
+    save_compact(model, tmp_path)
+    loaded: Any = load_compact(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert not any(isinstance(block, PrunedBlock) for block in loaded.blocks)
+    assert loaded.blocks[1].drop_path1.drop_prob == pytest.approx(0.1)
+    assert count_params(loaded) == count_params(model)
+
+
+def test_a_small_model_can_be_fine_tuned_and_is_not_pruned_twice() -> None:
+    model = tiny_vit()
+    pruner = Pruner(model, PruneConfig(sparsity=0.8), steps_per_epoch=2, epochs=1)
+    train(model, pruner, torch.optim.SGD(model.parameters(), lr=0.01), batches(2))
+    small = pruner.finalize()
+    assert all(p.requires_grad and p.is_leaf for p in small.parameters())
+    small.train()(batches(1)[0][0]).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+    kept: list[dict[str, list[int]]] = [{"width": []}, *[{"width": [0]}] * 3]
+    _, dead = cut(tiny_vit(), "inner", kept)
+    with pytest.raises(ValueError, match="compacted already"):
+        Pruner(dead, PruneConfig(sparsity=0.1), steps_per_epoch=2, epochs=1)
+
+
+def test_loading_imports_no_pruner_and_draws_no_random_numbers(tmp_path: Path) -> None:
+    save_compact(tiny_vit(), tmp_path)
+    code = (
+        "import sys, torch; from dap import load_compact;"
+        "torch.manual_seed(1); a = torch.rand(1); torch.manual_seed(1);"
+        f"load_compact({str(tmp_path)!r}); assert torch.equal(a, torch.rand(1));"
+        "assert not {'dap.pruner', 'dap.indicator', 'dap.importance'} & set(sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    def refused(folder: Path, match: str) -> None:
+        with pytest.raises(ValueError, match=match) as error:
+            load_compact(folder)
+        assert "save_compact" in str(error.value)
+
+    folder = tmp_path / "model"
+    save_compact(tiny_vit(), folder)
+    weights, architecture = folder / "weights.safetensors", folder / "architecture.json"
+    good = weights.read_bytes()
+    weights.write_bytes(good[: len(good) // 2])
+    refused(folder, r"weights\.safetensors is damaged")
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    refused(folder, r"weights\.safetensors is damaged \(its checksum")
+    weights.write_bytes(b"")
+    refused(folder, r"weights\.safetensors is damaged")
+    save_compact(tiny_vit(depth=3), tmp_path / "other")
+    weights.write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    refused(folder, r"weights\.safetensors does not fit architecture\.json")
+    architecture.write_text("{")
+    refused(folder, r"architecture\.json is damaged")
+    architecture.write_text('{"format": 99}')
+    refused(folder, r"architecture\.json is not a format 1")
+    weights.unlink()
+    save_compact(tiny_vit(), folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
+        load_compact(folder)

@@ -1,0 +1,188 @@
+"""Where weights come from: the repository, a file, the hub, and what is said when they cannot be had."""
+
+import hashlib
+import http.server
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import models
+from pipeline.models import MICRO, MICRO_WEIGHTS, create_model, load_weights, set_drop_path
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return {key: value.float() for key, value in load_file(MICRO_WEIGHTS).items()}
+
+
+def test_the_embedded_weights_are_small_and_whole(weights):
+    assert MICRO_WEIGHTS.stat().st_size < 4_000_000
+    model = create_model(MICRO, 123)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, weights[key], rtol=0, atol=0)
+
+
+def test_a_new_head_keeps_the_body(weights):
+    model = create_model(MICRO, 10)
+    assert model.head.weight.shape == (10, 96)
+    torch.testing.assert_close(model.blocks[3].mlp.fc1.weight, weights["blocks.3.mlp.fc1.weight"])
+
+
+def test_random_weights_only_when_asked_for(weights):
+    torch.manual_seed(0)
+    model = create_model(MICRO, 10, from_scratch=True)
+    assert not torch.equal(model.blocks[3].mlp.fc1.weight, weights["blocks.3.mlp.fc1.weight"])
+
+
+def test_registered_as_timm_registers_its_own():
+    model = timm.create_model(MICRO, pretrained=True, num_classes=7)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 64, 64)
+    assert MICRO in timm.list_models("deit_micro*")
+
+
+def test_unknown_model_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown\. Known: .*deit_micro_patch8_64.*deit_tiny_patch16_224"):
+        create_model("deit_nano", 10)
+
+
+def test_other_architectures_are_refused_by_name():
+    with pytest.raises(ValueError, match="is a ResNet"):
+        create_model("resnet18", 10, from_scratch=True)
+
+
+def test_a_file_of_weights(tmp_path, weights):
+    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "w.safetensors")
+    model = create_model(MICRO, 10, weights=tmp_path / "w.safetensors")
+    torch.testing.assert_close(model.norm.weight, weights["norm.weight"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if k != "norm.weight"}, "lacks norm.weight"),
+        (lambda w: {**w, "extra": torch.ones(1)}, "has unknown extra"),
+        (lambda w: {**w, "norm.weight": torch.ones(7)}, r"norm.weight is \(7,\), the model has \(96,\)"),
+        (lambda w: {**w, "norm.weight": torch.full((96,), float("nan"))}, "not finite in norm.weight"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, weights, spoil, message):
+    save_file(spoil(weights), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_weights(create_model(MICRO, 10, from_scratch=True), tmp_path / "w.safetensors")
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(ValueError, match="there is no such file"):
+        create_model(MICRO, 10, weights=tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(MICRO_WEIGHTS.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        create_model(MICRO, 10, weights=tmp_path / "cut.safetensors")
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_run(tmp_path):
+    torch.save({"norm.weight": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        create_model(MICRO, 10, weights=tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_drop_path_grows_with_depth():
+    model = create_model(MICRO, 10, from_scratch=True)
+    set_drop_path(model, 0.1)
+    assert isinstance(model.blocks[0].drop_path1, torch.nn.Identity)
+    assert model.blocks[11].drop_path2.drop_prob == pytest.approx(0.1)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A server on 127.0.0.1 that answers as the hub does for one file of one repository."""
+    state = timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict()
+    state["norm.weight"] = torch.full((192,), 3.5)
+    save_file(state, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(b"")
+
+        def do_GET(self):
+            self.answer(content)
+
+        def answer(self, body):
+            found = self.path.endswith("/resolve/main/model.safetensors")
+            self.send_response(200 if found else 404)
+            if found:
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(content) if found else 0))
+            self.end_headers()
+            if found and self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def in_process(code: str, home: Path, **environment: str) -> subprocess.CompletedProcess:
+    """The hub client reads its settings when it is imported, so it needs a process of its own."""
+    keep = {"PATH": "/usr/bin:/bin", "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**keep, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+CREATE = (
+    "from pipeline.models import create_model; print(float(create_model('deit_tiny_patch16_224', 5).norm.weight[0]))"
+)
+
+
+def test_weights_from_the_hub(hub, tmp_path):
+    done = in_process(CREATE, tmp_path / "home", HF_ENDPOINT=hub)
+    assert done.stdout.strip() == "3.5", done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HF_HUB_OFFLINE": "1"},
+        # the hub client repeats a refused connection for most of a minute
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
+    ],
+)
+def test_offline_names_the_two_ways_out(tmp_path, environment):
+    done = in_process(
+        f"from pipeline.errors import EnvironmentLacks\ntry:\n    {CREATE.replace('; ', chr(10) + '    ')}\n"
+        "except EnvironmentLacks as error:\n    print(error)",
+        tmp_path / "home",
+        **environment,
+    )
+    assert "go online once" in done.stdout, done.stderr
+    assert "MODEL_PATH=file.safetensors" in done.stdout
+    assert "timm/deit_tiny_patch16_224.fb_in1k" in done.stdout
+
+
+def test_model_names_are_models():
+    assert {MICRO, "deit_small_patch16_224", "vit_tiny_patch16_224"} <= set(models.model_names())

@@ -1,0 +1,267 @@
+"""The stages on a configuration of seconds: what they leave, what they redo, how they go on after being killed."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import tiny_config
+
+from dap import count_params, load_compact
+from pipeline import files, stages
+from pipeline.context import Context
+from pipeline.errors import Interrupted
+from pipeline.runs import Run
+from targets import TARGETS
+
+ROOT = Path(__file__).parent.parent
+
+
+def context_of(folder: Path, config=None, progress=lambda *_: None) -> tuple[Context, list[str]]:
+    said: list[str] = []
+    run = Run.create(folder, config) if config else Run.open(folder)
+    return Context(run, progress, said.append), said
+
+
+@pytest.fixture(scope="module")
+def finished(image_folder, tmp_path_factory):
+    """A whole run, on a copy of the images that nobody else changes."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    context, _ = context_of(folder, tiny_config(image_folder))
+    stages.run_training(context)
+    verdict = stages.run_deploying(context, "host")
+    return folder, verdict
+
+
+@pytest.fixture
+def run_copy(finished, tmp_path):
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_the_run_folder_holds_what_the_contract_says(finished):
+    folder, _ = finished
+    for name in ("config.json", "log.jsonl", "model/architecture.json", "model/weights.safetensors",
+                 "model/labels.json", "model/preprocess.json", "artifacts/host/manifest.json", "report.json",
+                 "report.html"):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".svg"}
+    assert json.loads((folder / "model" / "labels.json").read_text()) == ["across", "along", "slanted"]
+
+
+def test_the_report_has_every_field_of_the_contract(finished):
+    report = report_of(finished[0])
+    for key in ("model", "dataset", "method", "seed", "sparsity_target", "sparsity", "params_dense", "params",
+                "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1"):  # fmt: skip
+        assert report[key] is not None, key
+    assert report["params"] / report["params_dense"] == pytest.approx(1 - report["sparsity"])
+    assert 0.5 <= report["sparsity"] < 0.52
+    assert report["macs"] < report["macs_dense"]
+    assert set(report["seconds_per_stage"]) == {*stages.TRAINING, "export host", "validate host"}
+    assert [block["name"] for block in report["blocks"]][:3] == ["attn 0", "mlp 0", "attn 1"]
+    for block in report["blocks"]:
+        assert {"name", "bpi_class", "bpi_patch", "keep_ratio", "width"} <= block.keys()
+    assert [artifact["role"] for artifact in report["artifacts"]] == ["pruned", "dense"]
+    for artifact in report["artifacts"]:
+        assert {"target", "format", "precision", "file", "size_bytes", "sha256", "parity", "top1", "latency_ms",
+                "device", "threads", "budget", "verdict"} <= artifact.keys()  # fmt: skip
+        assert files.digest(finished[0] / artifact["file"]) == artifact["sha256"]
+        assert artifact["parity"]["psnr_db"] > 60
+        assert {"p50", "p90", "mean", "samples", "seconds", "valid"} <= artifact["latency_ms"].keys()
+        assert artifact["top1"] > 50
+
+
+def test_compact_equals_masked_and_top1_agrees(finished):
+    report = report_of(finished[0])
+    assert report["top1_compact"] == report["top1_masked"]
+    assert Run.open(finished[0]).results("compact")["compaction_error"] < 1e-5
+
+
+def test_the_log_has_a_line_per_step_and_blocks_at_updates(finished):
+    lines = Run.open(finished[0]).log.read()
+    steps = [(line["stage"], line["step"]) for line in lines]
+    assert steps == [*(("dense", n) for n in range(1, 4)), *(("prune", n) for n in range(1, 10)),
+                     *(("finetune", n) for n in range(1, 7))]  # fmt: skip
+    updates = [line for line in lines if "blocks" in line]
+    assert len(updates) >= 3
+    assert all(len(line["blocks"]) == 24 for line in updates)
+    assert [line["epoch"] for line in lines if "top1" in line] == [1, 1, 2, 3, 1, 2]
+
+
+def test_the_small_model_loads_with_one_call_and_without_the_dense_weights(finished, tmp_path):
+    shutil.copytree(finished[0] / "model", tmp_path / "model")
+    model = load_compact(tmp_path / "model")
+    assert isinstance(model, timm.models.VisionTransformer)
+    assert count_params(model) == report_of(finished[0])["params"]
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
+def test_nothing_is_done_twice(run_copy):
+    context, said = context_of(run_copy)
+    before = (run_copy / "stages.json").read_text()
+    stages.run_training(context)
+    stages.run_deploying(context, "host")
+    assert said == [f"{name}: finished before" for name in (*stages.TRAINING, "export host", "validate host")]
+    assert (run_copy / "stages.json").read_text() == before
+
+
+def test_a_lost_file_is_made_anew_and_a_damaged_one_named(run_copy):
+    weights = run_copy / "model" / "weights.safetensors"
+    expected = files.digest(weights)
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    context, _ = context_of(run_copy)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not what stage finetune wrote"):
+        stages.run_training(context)
+    weights.unlink()
+    stages.run_training(context)
+    assert files.digest(weights) == expected
+
+
+def test_new_images_make_every_stage_begin_anew(image_folder, tmp_path):
+    images = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    context, _ = context_of(tmp_path / "run", tiny_config(images))
+    stages.run_training(context, only="prepare")
+    shutil.copy(images / "train/along/0.png", images / "train/along/new.png")
+    context, said = context_of(tmp_path / "run")
+    stages.run_training(context, only="prepare")
+    assert said == ["prepare: its inputs have changed, so it begins anew"]
+
+
+def test_a_stage_alone_needs_those_before_it(image_folder, tmp_path):
+    context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
+    with pytest.raises(ValueError, match="stage compact needs stage prepare"):
+        stages.run_training(context, only="compact")
+    with pytest.raises(ValueError, match="no small model yet"):
+        stages.run_deploying(context, "host")
+
+
+def test_without_a_dense_reference_its_accuracy_is_not_measured(image_folder, tmp_path):
+    recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
+    context, _ = context_of(tmp_path / "run", tiny_config(image_folder, dense=None, prune=recipe, finetune=recipe))
+    stages.run_training(context)
+    assert stages.run_deploying(context, "host") == "not_measured"
+    report = report_of(tmp_path / "run")
+    assert report["top1_dense"] is None
+    pruned, dense = report["artifacts"]
+    assert dense["top1"] is None
+    assert dense["latency_ms"]["p50"] > 0
+    drop = next(check for check in pruned["checks"] if check["name"] == "top1_drop_max_points")
+    assert (drop["value"], drop["verdict"]) == (None, "not_measured")
+    assert "not measured" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"), [("size_mb_max = 0.001", "fail"), ("size_mb_max = 100", "pass"), ("top1_min = 1.0", "fail")]
+)
+def test_the_budget_decides(run_copy, tmp_path, monkeypatch, limit, verdict):
+    """An accuracy of 100 % on these images would let the last case pass, so two labels are exchanged for it."""
+    budget = tmp_path / "budget.toml"
+    budget.write_text(limit + "\n")
+    monkeypatch.setitem(TARGETS, "host", dataclasses.replace(TARGETS["host"], budget=budget))
+    context, said = context_of(run_copy)
+    if "top1" in limit:
+        context.dataset.val.labels[:2] = 2
+    assert stages.run_deploying(context, "host") == verdict
+    assert "export host: finished before" in said
+    assert "validate host: its inputs have changed, so it begins anew" in said
+    assert report_of(run_copy)["artifacts"][0]["verdict"] == verdict
+
+
+def test_a_budget_that_cannot_be_read_costs_no_export(run_copy, tmp_path, monkeypatch):
+    budget = tmp_path / "budget.toml"
+    budget.write_text("speed = 3\n")
+    monkeypatch.setitem(TARGETS, "host", dataclasses.replace(TARGETS["host"], budget=budget))
+    shutil.rmtree(run_copy / "artifacts")
+    context, said = context_of(run_copy)
+    with pytest.raises(ValueError, match=r"budget\.toml has the unknown key 'speed'"):
+        stages.run_deploying(context, "host")
+    assert said == []
+
+
+def test_an_unreachable_sparsity_shows_before_any_training(image_folder, tmp_path):
+    config = tiny_config(image_folder)
+    config = dataclasses.replace(config, pruning=dataclasses.replace(config.pruning, sparsity=0.999))
+    context, _ = context_of(tmp_path / "run", config)
+    with pytest.raises(ValueError, match=r"0\.9\d"):
+        stages.run_training(context)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_damaged_checkpoint_is_named(image_folder, tmp_path):
+    context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
+    stages.run_training(context, only="prepare")
+    (tmp_path / "run" / "checkpoints" / "dense.pt").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"dense\.pt is damaged\. Delete it"):
+        stages.run_training(context)
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+import conftest
+from pipeline import stages
+from pipeline.context import Context
+from pipeline.runs import Run
+run = Run.create(Path({folder!r}), conftest.tiny_config(Path({images!r})))
+stages.run_training(Context(run, lambda *_: None, lambda _: None))
+"""
+
+
+def start(folder: Path, images: Path) -> subprocess.Popen:
+    script = SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder), images=str(images))
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+
+
+def wait_for_step(folder: Path, stage: str, step: int) -> None:
+    log = files.Log(folder / "log.jsonl")
+    deadline = time.monotonic() + 300
+    while not any(line["stage"] == stage and line["step"] >= step for line in log.read()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_while_pruning_ends_as_if_it_had_not_been(finished, image_folder, tmp_path):
+    """kill -9 in the prune stage, then the same command: the same files and accuracy, bit for bit."""
+    folder = tmp_path / "killed"
+    process = start(folder, image_folder)
+    wait_for_step(folder, "prune", 4)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (folder / "checkpoints" / "prune.pt").exists()
+    assert "seconds" not in Run.open(folder).records()["prune"]
+    assert start(folder, image_folder).wait() == 0
+    whole, resumed = Run.open(finished[0]), Run.open(folder)
+    for stage in stages.TRAINING:
+        assert resumed.results(stage) == whole.results(stage)
+    for name in ("model/weights.safetensors", "model/architecture.json", "checkpoints/compact/weights.safetensors"):
+        assert files.digest(folder / name) == files.digest(finished[0] / name), name
+    assert resumed.log.read() == [line for line in whole.log.read() if line["stage"] in stages.TRAINING]
+
+
+def test_ctrl_c_saves_and_says_so(image_folder, tmp_path):
+    """The signal comes while a step is being computed; the step is finished and saved."""
+
+    def interrupt(stage: str, done: int, *_) -> None:
+        if (stage, done) == ("prune", 5):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = tmp_path / "run"
+    context, _ = context_of(folder, tiny_config(image_folder), interrupt)
+    with pytest.raises(Interrupted, match="prune stopped at step 5 of 9"):
+        stages.run_training(context)
+    assert files.load_checkpoint(folder / "checkpoints" / "prune.pt")["step"] == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

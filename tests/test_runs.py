@@ -1,0 +1,157 @@
+"""The run folder: configuration, finished stages, files, log, lock."""
+
+import dataclasses
+import json
+import multiprocessing
+import time
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from pipeline import files
+from pipeline.config import from_dict, to_dict
+from pipeline.files import Log, atomic, load_checkpoint, read_json, save_checkpoint, write_json
+from pipeline.runs import Run, latest, locked
+
+
+@pytest.fixture
+def config(image_folder):
+    return tiny_config(image_folder)
+
+
+def test_config_survives_json(config):
+    for one in (config, dataclasses.replace(config, dense=None)):
+        assert from_dict(json.loads(json.dumps(to_dict(one)))) == one
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c | {"colour": 1}, "unknown key 'colour'"),
+        (lambda c: c | {"prune": c["prune"] | {"speed": 1}}, r"config\.prune has the unknown key 'speed'"),
+        (lambda c: {k: v for k, v in c.items() if k != "dataset"}, "dataset"),
+        (lambda c: c | {"prune": 3}, "must be an object"),
+        (lambda c: c | {"method": "magic"}, "Known: dap, uniform"),
+    ],
+)
+def test_a_damaged_config_is_refused(config, tmp_path, spoil, message):
+    Run.create(tmp_path / "r", config)
+    write_json(tmp_path / "r" / "config.json", spoil(to_dict(config)))
+    with pytest.raises(ValueError, match=message):
+        Run.open(tmp_path / "r")
+
+
+def test_another_configuration_is_refused_and_told_apart(config, tmp_path):
+    run = Run.create(tmp_path / "r", config)
+    Run.create(tmp_path / "r", config)
+    run.finish("prepare", 1, [], {}, 0.1)
+    with pytest.raises(ValueError, match=r"another configuration \(seed: 0, 7; there, here\)"):
+        Run.create(tmp_path / "r", dataclasses.replace(config, seed=7))
+    assert Run.open(tmp_path / "r").config == config
+
+
+def test_a_folder_in_which_nothing_has_finished_may_be_taken(config, tmp_path):
+    """A mistyped option must not block the name."""
+    Run.create(tmp_path / "r", config)
+    Run.create(tmp_path / "r", dataclasses.replace(config, seed=7))
+    assert Run.open(tmp_path / "r").config.seed == 7
+
+
+def test_a_foreign_folder_is_left_alone(config, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no run"):
+        Run.create(tmp_path / "r", config)
+
+
+def test_a_stage_is_finished_only_with_the_same_inputs_and_its_files(config, tmp_path):
+    run = Run.create(tmp_path / "r", config)
+    result = run.folder / "model" / "w.bin"
+    result.parent.mkdir()
+    result.write_bytes(b"weights")
+    assert not run.finished("prune", {"data": "a"})
+    assert run.begin("prune", {"data": "a"}) is False
+    assert not run.finished("prune", {"data": "a"})  # begun is not finished
+    run.finish("prune", {"data": "a"}, [result], {"top1": 1.0}, 2.0)
+    assert run.finished("prune", {"data": "a"})
+    assert not run.finished("prune", {"data": "b"})
+    assert run.results("prune") == {"top1": 1.0}
+    result.write_bytes(b"weightz")
+    with pytest.raises(ValueError, match="is not what stage prune wrote"):
+        run.finished("prune", {"data": "a"})
+    result.unlink()
+    assert not run.finished("prune", {"data": "a"})
+    assert run.begin("prune", {"data": "b"}) is True
+
+
+def test_latest_is_the_run_that_worked_last(config, tmp_path):
+    with pytest.raises(ValueError, match="no run"):
+        latest(tmp_path)
+    for name in ("one", "two", "one"):
+        Run.create(tmp_path / name, config).finish("prepare", 1, [], {}, 0.1)
+        time.sleep(0.02)
+    assert latest(tmp_path).name == "one"
+
+
+def hold(folder, held):
+    with locked(folder):
+        held.set()
+        time.sleep(60)
+
+
+def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    spawn = multiprocessing.get_context("fork")
+    held = spawn.Event()
+    other = spawn.Process(target=hold, args=(tmp_path, held))
+    other.start()
+    assert held.wait(10)
+    with pytest.raises(ValueError, match="in use by another process"), locked(tmp_path):
+        pass
+    other.kill()
+    other.join()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f.json"
+    write_json(path, {"a": 1})
+
+    def fail_half_way():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is damaged"):
+        read_json(tmp_path / "x.json")
+    save_checkpoint(tmp_path / "c.pt", {"a": torch.ones(1000)})
+    whole = (tmp_path / "c.pt").read_bytes()
+    for damage in (whole[:600], b"", b"\x80\x04no checkpoint", whole[:-100]):
+        (tmp_path / "c.pt").write_bytes(damage)
+        with pytest.raises(ValueError, match=r"c\.pt is damaged\. Delete it"):
+            load_checkpoint(tmp_path / "c.pt")
+    assert load_checkpoint(tmp_path / "none.pt") is None
+
+
+def test_the_log_forgets_what_will_be_computed_again(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for stage, step in (("dense", 9), ("prune", 1), ("prune", 2), ("prune", 3)):
+        log.write({"stage": stage, "step": step})
+    with log.path.open("a") as file:
+        file.write('{"stage": "prune", "st')  # torn by a crash
+    log.rewind("prune", 2)
+    log.write({"stage": "prune", "step": 3, "again": True})
+    assert [(line["stage"], line["step"]) for line in log.read()] == [
+        ("dense", 9), ("prune", 1), ("prune", 2), ("prune", 3)]  # fmt: skip
+    assert files.digest(log.path)

@@ -1,0 +1,115 @@
+"""The measuring protocol, on a clock that the test winds itself."""
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from targets import latency
+from targets.latency import LatencyResult, measure, summarise
+
+
+class Clock:
+    """Time that passes only in inferences; `calls` remembers who took it."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self.calls: list[str] = []
+
+    def inference(self, name: str, durations_ms: Callable[[int], float]) -> Callable[[], None]:
+        def run() -> None:
+            self.now_ns += int(durations_ms(self.calls.count(name)) * 1e6)
+            self.calls.append(name)
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter_ns=lambda: clock.now_ns))
+    return clock
+
+
+def test_known_durations_give_known_figures(clock: Clock) -> None:
+    callables = {"a": clock.inference("a", lambda i: 1 + i % 11), "b": clock.inference("b", lambda i: 40)}
+    results = measure(callables, seconds=0, min_samples=1, warmup=0)
+    assert results["a"].samples_ms == (1,)
+    clock.calls.clear()
+    results = measure(callables, seconds=0.506, min_samples=11, warmup=0)  # a: 1..11 ms, b: 40 ms, together 506 ms
+    assert results["a"].samples_ms == tuple(range(1, 12))
+    assert (results["a"].p5_ms, results["a"].p50_ms, results["a"].p90_ms, results["a"].mean_ms) == (1.5, 6, 10, 6)
+    assert results["b"].p50_ms == results["b"].p90_ms == 40
+    assert results["a"].seconds == pytest.approx(0.506)
+    assert results["a"].valid
+    assert results["b"].valid
+
+
+def test_inferences_take_turns_and_warm_up_is_not_counted(clock: Clock) -> None:
+    callables = {"a": clock.inference("a", lambda i: 900 if i < 3 else 1), "b": clock.inference("b", lambda i: 2)}
+    results = measure(callables, seconds=0.03, min_samples=10, warmup=3)
+    assert clock.calls == ["a", "b"] * 13
+    assert results["a"].samples == results["b"].samples == 10
+    assert results["a"].mean_ms == 1
+
+
+def test_it_goes_on_until_the_time_is_over(clock: Clock) -> None:
+    result = measure({"a": clock.inference("a", lambda i: 1)}, seconds=0.5, min_samples=10, warmup=0)["a"]
+    assert result.samples == 500
+
+
+def test_a_slow_device_stops_after_its_patience_and_is_not_valid(clock: Clock) -> None:
+    result = measure({"a": clock.inference("a", lambda i: 1000)}, seconds=2, min_samples=100, warmup=0)["a"]
+    assert result.samples == 6, "three times the two seconds asked for"
+    assert not result.valid
+    assert "100 needed" in str(result.why_invalid)
+
+
+@pytest.mark.parametrize("first_ns", [0, -5])
+def test_a_clock_that_does_not_go_forward_is_not_valid(first_ns: int) -> None:
+    result = summarise([first_ns] + [1000] * 99, seconds=1, min_samples=10)
+    assert not result.valid
+    assert "clock" in str(result.why_invalid)
+
+
+def test_samples_and_spread_decide_at_their_limits() -> None:
+    def spread(ratio: float) -> LatencyResult:
+        return summarise([1000] * 80 + [int(1000 * ratio)] * 20, seconds=1, min_samples=100)
+
+    assert spread(5).valid
+    assert "busy" in str(spread(5.01).why_invalid)
+    assert summarise([1000] * 100, seconds=1, min_samples=100).valid
+    assert not summarise([1000] * 99, seconds=1, min_samples=100).valid
+
+
+def test_real_time_is_close() -> None:
+    import time
+
+    result = measure({"a": lambda: time.sleep(0.005)}, seconds=0, min_samples=1, warmup=0)["a"]
+    assert 5 <= result.p50_ms < 500
+
+
+def test_json_has_the_report_keys() -> None:
+    summary = json.loads(json.dumps(summarise([2_000_000] * 5, seconds=0.01, min_samples=5).to_json()))
+    assert {summary.pop(key) for key in ("p5", "p50", "p90", "mean")} == {2.0}
+    assert summary == {"samples": 5, "seconds": 0.01, "valid": True, "why_invalid": None}
+
+
+def test_exceptions_go_through_and_bad_arguments_are_refused() -> None:
+    with pytest.raises(ZeroDivisionError):
+        measure({"a": lambda: 1 / 0}, seconds=0, min_samples=1, warmup=0)
+    for seconds, min_samples, warmup in ((-1, 1, 1), (float("nan"), 1, 1), (1, 0, 1), (1, 1, -1)):
+        with pytest.raises(ValueError, match="measure needs"):
+            measure({"a": list}, seconds=seconds, min_samples=min_samples, warmup=warmup)
+    with pytest.raises(ValueError, match="at least one callable"):
+        measure({}, seconds=1, min_samples=1, warmup=1)
+
+
+def test_the_file_runs_where_only_numpy_is() -> None:
+    tree = ast.parse(Path(str(latency.__file__)).read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert modules == {"math", "time", "collections.abc", "dataclasses", "typing", "numpy"}

@@ -1,0 +1,134 @@
+"""manifest.json: what is written is read back, and nothing else is."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from targets.manifest import (
+    FILE_NAME,
+    ArtifactFile,
+    Golden,
+    InputSpec,
+    Manifest,
+    describe_file,
+    file_sha256,
+    read,
+    write,
+)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden" / "0.png").write_bytes(b"picture")
+    for role in ("pruned", "dense"):
+        (tmp_path / f"{role}.tflite").write_bytes(role.encode() * 100)
+    result = Manifest(
+        model="deit",
+        dataset="digits",
+        target="host",
+        labels=("null", "één"),
+        input=InputSpec(
+            shape=(1, 8, 8, 3), dtype="float32", layout="NHWC", range=(0.0, 255.0), resize={"size": 8, "crop": 0.9}
+        ),
+        files=tuple(
+            describe_file(tmp_path / f"{role}.tflite", tmp_path, format="tflite", precision="fp32", role=role)
+            for role in ("pruned", "dense")
+        ),
+        golden=(Golden(file="golden/0.png", sha256=file_sha256(tmp_path / "golden" / "0.png"), logits=(0.5, -1.25)),),
+    )
+    write(result, tmp_path)
+    return result
+
+
+def test_it_reads_what_it_wrote(manifest: Manifest, tmp_path: Path) -> None:
+    assert read(tmp_path) == manifest
+    assert json.loads((tmp_path / FILE_NAME).read_text())["manifest_version"] == 1
+    assert manifest.files[0].size_bytes == 600
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "golden", "pruned.tflite", "dense.tflite"}
+
+
+@pytest.mark.parametrize("name", ["pruned.tflite", "dense.tflite", "golden/0.png"])
+def test_a_changed_or_missing_file_is_refused(manifest: Manifest, tmp_path: Path, name: str) -> None:
+    content = bytearray((tmp_path / name).read_bytes())
+    content[3] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} has changed.*export again"):
+        read(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"{name}, which is missing.*export again"):
+        read(tmp_path)
+
+
+def tampered(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
+    content = json.loads((folder / FILE_NAME).read_text())
+    change(content)
+    (folder / FILE_NAME).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(manifest_version=2), "manifest_version is 2, this program reads 1"),
+        (lambda c: c.update(manifest_version=True), "manifest_version is True"),
+        (lambda c: c.pop("manifest_version"), "manifest_version is None"),
+        (lambda c: c.pop("labels"), "the manifest lacks labels"),
+        (lambda c: c.update(author="x"), "has unknown author"),
+        (lambda c: c["input"].pop("layout"), "input lacks layout"),
+        (lambda c: c["files"][1].pop("sha256"), "files lacks sha256"),
+        (lambda c: c["golden"][0].pop("logits"), "golden lacks logits"),
+        (lambda c: c.update(input=None), "input must be an object"),
+        (lambda c: c.update(files=[]), "at least one"),
+        (lambda c: c.update(files=c["files"] * 2), "each file once"),
+        (lambda c: c["files"][0].update(role="spare"), "role is 'spare'"),
+        (lambda c: c["files"][0].update(file="../secret"), "does not lie beside"),
+        (lambda c: c["files"][0].update(file="/etc/passwd"), "does not lie beside"),
+        (lambda c: c["files"][0].update(sha256="0" * 63), "not a SHA-256"),
+        (lambda c: c["golden"][0].update(logits=[1.0]), "1 logits for 2 labels"),
+        (lambda c: c["labels"].append("x"), "2 logits for 3 labels"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    manifest: Manifest, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    tampered(change, tmp_path)
+    with pytest.raises(ValueError, match=rf"{FILE_NAME}.*{message}.*export again"):
+        read(tmp_path)
+
+
+def test_golden_may_be_left_out(manifest: Manifest, tmp_path: Path) -> None:
+    tampered(lambda content: content.pop("golden"), tmp_path)
+    assert read(tmp_path) == dataclasses.replace(manifest, golden=())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(ValueError, match="export again"):
+        read(tmp_path)
+
+
+def test_no_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be read.*export again"):
+        read(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_one(manifest: Manifest, tmp_path: Path) -> None:
+    before = (tmp_path / FILE_NAME).read_bytes()
+    bad = dataclasses.replace(manifest, golden=(dataclasses.replace(manifest.golden[0], logits=(float("nan"), 0.0)),))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(bad, tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_a_file_outside_the_folder_has_no_entry(tmp_path: Path) -> None:
+    outside = tmp_path / "a.tflite"
+    outside.write_bytes(b"x")
+    with pytest.raises(ValueError, match="subpath"):
+        describe_file(outside, tmp_path / "folder", format="tflite", precision="fp32", role="dense")
+    with pytest.raises(ValueError, match="does not lie beside"):
+        ArtifactFile(file="..\\a", format="tflite", precision="fp32", role="dense", size_bytes=1, sha256="0" * 64)
