@@ -344,7 +344,8 @@ def save_compact(model: nn.Module, folder: str | Path) -> None:
     architecture = architecture_of(model)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # safetensors notices a truncated file but not a changed one
-    _write(folder / WEIGHTS_FILE, save(weights, metadata={"format": "pt", "sha256": _digest(weights)}))
+    # one key only: safetensors writes several in random order, and equal models should give equal files
+    _write(folder / WEIGHTS_FILE, save(weights, metadata={"sha256": _digest(weights)}))
     _write(folder / ARCHITECTURE_FILE, (json.dumps(architecture, indent=1) + "\n").encode())
 
 

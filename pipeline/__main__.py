@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -245,16 +246,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("timm").setLevel(logging.ERROR)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version of itself on the network
+    signal.signal(signal.SIGINT, _interrupt)
     try:
-        app()
+        app(prog_name="python -m pipeline")
     except ValueError as error:
         _fail(str(error), WRONG_USE)
     except EnvironmentLacks as error:
         _fail(str(error), ENVIRONMENT)
     except Interrupted as error:
-        _fail(f"{error}. Everything so far is saved: repeat the command to go on", INTERRUPTED)
-    except KeyboardInterrupt:
-        _fail("interrupted. Finished stages are saved: repeat the command to go on", INTERRUPTED)
+        _fail(f"{error}. What was computed is kept: repeat the command to go on", INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
             raise
@@ -266,6 +266,10 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         _fail("this is a defect in this program. What was computed is kept in the run folder", DEFECT)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted("interrupted")
 
 
 def _fail(message: str, code: int) -> None:

@@ -7,5 +7,9 @@ class EnvironmentLacks(Exception):
     """The command is right but this machine cannot do it: no network, no runtime, no device. Exit code 3."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C at a point where everything computed so far is on disk. Exit code 130, as shells expect."""
+class Interrupted(BaseException):
+    """Ctrl-C. Everything computed up to a checkpoint is on disk. Exit code 130, as shells expect.
+
+    Takes the place of KeyboardInterrupt, which the command line's library would turn into exit code 1. Like that, it is
+    no Exception, so that no library swallows it.
+    """

@@ -93,7 +93,7 @@ class _StopRequest:
 
     def _note(self, number: int, frame: Any) -> None:
         if self.set:
-            raise KeyboardInterrupt
+            raise Interrupted("stopped at once, without a new checkpoint")
         self.set = True
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,168 @@
+"""The command line as a user meets it: exit codes, messages, what is left behind; and the Makefile in front of it."""
+
+import errno
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline import __main__ as cli
+from pipeline import stages
+from pipeline.errors import EnvironmentLacks, Interrupted
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command line in an empty folder; returns its exit code and all it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), " ".join((captured.out + captured.err).split())
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "--sparsity", "0"], "sparsity must be a number strictly between 0 and 1, got 0"),
+        (["prune", "--sparsity", "1"], "sparsity must be a number strictly between 0 and 1, got 1"),
+        (["prune", "--sparsity", "1.5"], "sparsity must be a number strictly between 0 and 1, got 1.5"),
+        (["prune", "--sparsity", "nan"], "sparsity must be a number strictly between 0 and 1"),
+        (["prune", "--sparsity", "abc"], "'--sparsity': Input should be a valid number"),
+        (["prune", "--sparsity", "0.999"], "0.98"),
+        (["prune", "--dataset", "cifar11"], "DATASET=cifar11 is unknown. Known: digits"),
+        (["prune", "--model", "deit_nano"], "MODEL=deit_nano is unknown. Known: "),
+        (["prune", "--model", "resnet18"], "MODEL=resnet18 is a ResNet"),
+        (["prune", "--method", "magic"], "METHOD=magic is unknown. Known: dap, uniform"),
+        (["prune", "--epochs", "0"], "epochs=0 must be 1 or more"),
+        (["prune", "--seed", "-1"], "SEED=-1 must be 0 or more"),
+        (["prune", "--run", "../elsewhere"], "must be a plain name"),
+        (["prune", "--model-path", "none.safetensors"], "MODEL_PATH=none.safetensors: there is no such file"),
+        (["prune", "--model-path", "x", "--from-scratch"], "exclude each other"),
+        (["deploy"], "there is no run in runs"),
+        (["deploy", "--run", "nothing"], "there is no run runs/nothing"),
+        (["stage", "colour", "--run", "nothing"], "there is no run runs/nothing"),
+        (["pretrain", "--data", "folder:nowhere"], "nowhere does not exist"),
+        (["prun"], "No such command 'prun'"),
+        (["prune", "--speed", "3"], "No such option"),
+    ],
+)
+def test_wrong_use_is_exit_2_with_a_reason(run, arguments, message):
+    code, text = run(*arguments)
+    assert message in text
+    assert code == 2
+    assert "Traceback" not in text
+
+
+def test_a_wrong_command_does_not_block_the_name(run, monkeypatch):
+    """After a sparsity that cannot be reached, the same RUN takes one that can."""
+    assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2
+    monkeypatch.setattr(stages, "run_training", lambda context: None)
+    monkeypatch.setattr(stages, "report", lambda context, target: "not_measured")
+    code, text = run("prune", "--sparsity", "0.6", "--run", "mine")
+    assert code == 0, text
+
+
+@pytest.mark.parametrize("target", ["toaster", "HOST"])
+def test_unknown_target_lists_the_known_ones(run, target, tmp_path, monkeypatch):
+    assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2  # leaves a run folder without results
+    code, text = run("deploy", "--target", target, "--run", "mine")
+    assert (code, f"TARGET={target} is unknown. Known: host" in text) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (EnvironmentLacks("no network"), 3, "no network"),
+        (Interrupted("prune stopped at step 3 of 9"), 130, "repeat the command to go on"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/log.jsonl"),
+            2,
+            "No space left on device (runs/x/log",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "Read-only file system"),
+        (RuntimeError("bug"), 70, "a defect in this program"),
+    ],
+)
+def test_exit_codes(run, monkeypatch, error, code, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(stages, "run_training", fail)
+    got, text = run("prune")
+    assert message in text
+    assert got == code
+
+
+def test_ctrl_c_outside_of_training(run, monkeypatch):
+    monkeypatch.setattr(stages, "run_training", lambda context: os.kill(os.getpid(), signal.SIGINT))
+    code, text = run("prune")
+    assert (code, "repeat the command to go on" in text) == (130, True)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 1), ("not_measured", 0)])
+def test_a_missed_budget_is_exit_1(run, monkeypatch, verdict, code):
+    assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2
+    monkeypatch.setattr(stages, "run_deploying", lambda context, target: verdict)
+    monkeypatch.setattr("pipeline.files.read_json", lambda path: {})
+    monkeypatch.setattr("pipeline.report.summary_table", lambda report: "table")
+    monkeypatch.setattr("pipeline.runs.Run.open", lambda folder: None)
+    assert run("deploy", "--run", "mine")[0] == code
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(run, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        code, text = run("prune")
+    finally:
+        tmp_path.chmod(0o700)
+    assert (code, "cannot write" in text) == (2, True)
+
+
+def test_a_full_disk(tmp_path):
+    """/dev/full answers every write with ENOSPC."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    from pipeline.files import Log
+
+    with pytest.raises(OSError) as raised:
+        Log(Path("/dev/full")).write({"stage": "prune", "step": 1})
+    assert raised.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("verb", ["", "demo", "prune", "deploy", "stage", "pretrain"])
+def test_help_tells_the_exit_codes(run, verb):
+    code, text = run(*([verb] if verb else []), "--help")
+    assert code == 0
+    assert "1 budget missed" in text
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_makefile_forwards_only_what_was_given():
+    line = make("prune", "DATASET=digits", "SPARSITY=0.5", "MODEL_PATH=a b.safetensors").splitlines()[-1]
+    assert line.split("-m pipeline ")[1].split() == [
+        "prune", "--dataset", '"$DATASET"', "--sparsity", '"$SPARSITY"', "--model-path", '"$MODEL_PATH"']  # fmt: skip
+    assert make("demo").splitlines()[-1].split()[1:] == ["-m", "pipeline", "demo"]
+
+
+def test_make_help_names_every_verb():
+    text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for verb in ("demo", "prune", "deploy", "stage", "pretrain", "test", "check"):
+        assert f"make {verb} " in text
