@@ -19,12 +19,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.errors import BUDGET_MISSED, DEFECT, ENVIRONMENT, INTERRUPTED, WRONG_USE, EnvironmentLacks, Interrupted
+from pipeline.errors import (
+    BUDGET_MISSED,
+    DEFECT,
+    DONE,
+    ENVIRONMENT,
+    INTERRUPTED,
+    WRONG_USE,
+    EnvironmentLacks,
+    Interrupted,
+)
 
 RUNS = Path("runs")
 EXIT_CODES = """
 Exit codes: 0 done and within budget, 1 budget missed (the report is written), 2 wrong use or bad input,
-3 this machine cannot do it, 130 interrupted (repeat the command to go on), 70 a defect in this program.
+3 this machine cannot do it or could not measure a limit, 130 interrupted (repeat the command to go on),
+70 a defect in this program.
 """
 
 app = typer.Typer(
@@ -190,7 +200,7 @@ def _deploy(folder: Path, target: str) -> int:
         verdict = stages.run_deploying(context, target)
     output.print(report.summary_table(read_json(folder / "report.json")))
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    return BUDGET_MISSED if verdict == "fail" else 0
+    return {"pass": DONE, "fail": BUDGET_MISSED, "not_measured": ENVIRONMENT}[verdict]
 
 
 @contextlib.contextmanager

@@ -141,30 +141,28 @@ def validate(context: Context, target: Target) -> Written:
     """Parity, accuracy and latency through the artifact's own runtime; the verdict against the target's budget."""
     folder, budget = context.artifacts(target), load_budget(target.budget)
     entries = {entry.file: entry for entry in manifest.read(folder).files}
-    batches = list(context.val_batches())
     measured = local.run(
         {name: folder / name for name in entries},
-        _one_by_one(batches),
+        _one_by_one(context.val_batches()),
         threads=target.threads,
         seconds=LATENCY_SECONDS,
         min_samples=LATENCY_SAMPLES,
         warmup=LATENCY_WARMUP,
-        progress=partial(_counted, context, sum(len(labels) for _, labels in batches)),
+        progress=partial(_counted, context, len(context.dataset.val.labels)),
     )
     trained = context.run.config.dense is not None
     dense_name = next(name for name, entry in entries.items() if entry.role == "dense")
     originals = {"pruned": load_compact(context.model_folder), "dense": context.dense_model()}
+    reference = {role: _logits(context, model) for role, model in originals.items()}
     results: Results = {"device": measured.device, "threads": measured.threads, "artifacts": {}}
     for name, entry in entries.items():
-        predict = predictor(originals[entry.role], context.view)
-        reference = torch.cat([predict(images) for images, _ in batches]).numpy()
         measurements = Measurements(
             top1=measured.top1(name) if entry.role == "pruned" or trained else None,
             top1_dense=measured.top1(dense_name) if trained else None,
             latency=measured.latency[name],
             latency_dense=measured.latency[dense_name],
             size_bytes=entry.size_bytes,
-            parity=parity(reference, measured.logits[name]),
+            parity=parity(reference[entry.role], measured.logits[name]),
         )
         # The dense artifact is what is compared with, not what is shipped: it has no budget to meet.
         checks = judge(measurements, budget) if entry.role == "pruned" else []
@@ -280,7 +278,13 @@ def _golden(context: Context, folder: Path, model: VisionTransformer) -> list[Go
     return golden
 
 
-def _one_by_one(batches: list) -> Iterator[tuple[np.ndarray, int]]:
+def _logits(context: Context, model: VisionTransformer) -> np.ndarray:
+    """(N, C) of the whole validation split."""
+    predict = predictor(model, context.view)
+    return torch.cat([predict(images) for images, _ in context.val_batches()]).numpy()
+
+
+def _one_by_one(batches: Iterable) -> Iterator[tuple[np.ndarray, int]]:
     for images, labels in batches:
         for image, label in zip(images, labels, strict=True):
             yield image[None].permute(0, 2, 3, 1).numpy(), int(label)

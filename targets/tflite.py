@@ -2,16 +2,22 @@
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +131,28 @@ def _interpreter_class() -> Any:
 
 
 def _convert(graph: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
-    """The bytes of the .tflite file."""
+    """The bytes of the .tflite file.
+
+    Made in a process of its own, the same for all exports: the converter brings JAX along, whose threads make it unsafe
+    for the caller to fork data loaders afterwards, and half a gigabyte that is given back this way.
+    """
+    if find_spec("litert_torch") is None:
+        raise RuntimeUnavailable("no TFLite converter: pip install litert-torch")
+    try:
+        return _converter().submit(_convert_here, graph, example).result()
+    except BrokenProcessPool as error:
+        _converter.cache_clear()
+        raise RuntimeUnavailable("the TFLite converter was killed; has the memory run out?") from error
+
+
+@cache
+def _converter() -> ProcessPoolExecutor:
+    # Ctrl-C ends the converter at once and silently; what it was doing is worth nothing half done.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=default)
+
+
+def _convert_here(graph: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
     # litert-torch reads this when it prints; its progress goes to stdout, where the caller's results belong.
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     pytree = logging.getLogger("torch.utils._pytree")
@@ -134,13 +161,10 @@ def _convert(graph: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         pytree.setLevel(logging.ERROR)  # torchao registers an enum in a deprecated way
-        try:
-            # Imported here: it takes seconds, half a gigabyte and installs compilers, and only an export needs it.
-            import litert_torch
-        except ImportError as error:
-            raise RuntimeUnavailable(f"no TFLite converter ({error}): pip install litert-torch") from error
-        finally:
-            pytree.setLevel(level)
+        # Imported here: it takes seconds, half a gigabyte and installs compilers, and only an export needs it.
+        import litert_torch
+
+        pytree.setLevel(level)
         file = Path(folder) / "model.tflite"
         litert_torch.convert(graph, example).export(str(file))
         return file.read_bytes()

@@ -113,7 +113,7 @@ def test_ctrl_c_outside_of_training(run, monkeypatch):
     assert (code, "repeat the command to go on" in text) == (130, True)
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 1), ("not_measured", 0)])
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 1), ("not_measured", 3)])
 def test_a_missed_budget_is_exit_1(run, monkeypatch, verdict, code):
     assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2
     monkeypatch.setattr(stages, "run_deploying", lambda context, target: verdict)
