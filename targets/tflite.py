@@ -155,16 +155,13 @@ def _converter() -> ProcessPoolExecutor:
 def _convert_here(graph: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
     # litert-torch reads this when it prints; its progress goes to stdout, where the caller's results belong.
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
-    pytree = logging.getLogger("torch.utils._pytree")
-    level = pytree.level
-    with _without_noise(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        pytree.setLevel(logging.ERROR)  # torchao registers an enum in a deprecated way
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao registers an enum in a deprecated way
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    with _without_noise(), tempfile.TemporaryDirectory() as folder:
         # Imported here: it takes seconds, half a gigabyte and installs compilers, and only an export needs it.
         import litert_torch
 
-        pytree.setLevel(level)
         file = Path(folder) / "model.tflite"
         litert_torch.convert(graph, example).export(str(file))
         return file.read_bytes()

@@ -1,9 +1,9 @@
 """The file on disk, through the real interpreter, on this machine as a device."""
 
-import builtins
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,14 +118,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    real = builtins.__import__
-
-    def guarded(name: str, *args: Any, **options: Any) -> Any:
-        if name.split(".")[0] in packages:
-            raise ImportError(f"No module named {name!r}")
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", guarded)
+    for package in packages:
+        for module in (package, f"{package}.interpreter"):
+            monkeypatch.setitem(sys.modules, module, None)
 
 
 def test_missing_runtime_and_converter_say_so(
