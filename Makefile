@@ -27,8 +27,8 @@ $(READY): requirements.lock
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $(READY)
 
-demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the embedded default [RUN SEED]
-	@$(RUN_PIPELINE) demo $(call options,RUN SEED)
+demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the embedded default [RUN SEED OUT]
+	@$(RUN_PIPELINE) demo $(call options,RUN SEED OUT)
 
 prune: $(READY) ## fine-tune while pruning [DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN]
 	@$(RUN_PIPELINE) prune $(call options,DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN)

@@ -62,14 +62,23 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @app.command(epilog=EXIT_CODES)
-def demo(run: RunOption = "demo", seed: SeedOption = 0) -> None:
+def demo(
+    run: RunOption = "demo",
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the report as a results file.")] = None,
+) -> None:
     """The whole product on the embedded default: prune the digits model to a quarter, export, prove it."""
     from pipeline import presets
+    from pipeline.files import read_json
+    from pipeline.results import write_results
 
     config = dataclasses.replace(presets.digits(0.75), seed=seed)
     folder = _folder(run or "demo")
     _train(folder, config)
-    raise typer.Exit(_deploy(folder, "host"))
+    code = _deploy(folder, "host")
+    if out:
+        write_results(out, "make demo", [read_json(folder / "report.json")])
+    raise typer.Exit(code)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -1,14 +1,13 @@
 """report.json: what all stages of a run left, in the shape that scripts rely on. A missing measurement is null."""
 
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import to_dict
+from pipeline.results import versions
 from pipeline.runs import Run
 from targets import TARGETS
 
-PACKAGES = ("torch", "timm", "accelerate", "albumentations", "litert-torch", "ai-edge-litert")
 MEASURED = ("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1")
 
 
@@ -36,7 +35,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "seconds_per_stage": {name: record["seconds"] for name, record in records.items() if "seconds" in record},
         "blocks": blocks,
         "artifacts": artifacts,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
         "next": None if artifacts else f"make deploy TARGET=host RUN={run.folder.name}",
         "config": to_dict(config),
     }
