@@ -30,8 +30,8 @@ $(READY): requirements.lock
 demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the embedded default [RUN SEED OUT]
 	@$(RUN_PIPELINE) demo $(call options,RUN SEED OUT)
 
-prune: $(READY) ## fine-tune while pruning [DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN]
-	@$(RUN_PIPELINE) prune $(call options,DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN)
+prune: $(READY) ## fine-tune while pruning [DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN FROM_SCRATCH]
+	@$(RUN_PIPELINE) prune $(call options,DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN) $(if $(FROM_SCRATCH),--from-scratch)
 
 deploy: $(READY) ## export for TARGET and prove it there [TARGET RUN]
 	@$(RUN_PIPELINE) deploy $(call options,TARGET RUN)

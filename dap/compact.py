@@ -389,7 +389,12 @@ def _digest(weights: dict[str, Tensor]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace the file in one step, so that a killed run leaves the old one or the new one."""
+    """Replace the file in one step, so that a killed run or a full disk leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

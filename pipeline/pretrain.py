@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline import data, files, models
 from pipeline.data import View, eval_loader, train_loader
@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
     # Rounding moves a handful of images across a decision boundary in either direction; a loss would be more than that.
     lossless = top1_fp16 >= top1_fp32 - 100 * LOST_IMAGES / len(dataset.val.labels)
     with files.atomic(output) as temporary:
-        save_file(half if lossless else full, temporary)
+        temporary.write_bytes(save(half if lossless else full))
     card = {
         "model": config.model,
         "config": asdict(config),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader
 from pipeline import files
 from pipeline.data import TrainBatches, View, normalise
 from pipeline.errors import Interrupted
+from pipeline.evaluate import make_accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,7 @@ def train(
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
     Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite.
     """
-    on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no")
+    accelerator = make_accelerator()
     assert isinstance(loader.batch_sampler, TrainBatches)
     batches = loader.batch_sampler
     optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)

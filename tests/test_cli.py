@@ -7,9 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
+from dap import save_compact
 from pipeline import __main__ as cli
-from pipeline import stages
+from pipeline import files, stages
 from pipeline.errors import EnvironmentLacks, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -133,15 +136,37 @@ def test_a_read_only_folder(run, tmp_path):
     assert (code, "cannot write" in text) == (2, True)
 
 
-def test_a_full_disk(tmp_path):
-    """/dev/full answers every write with ENOSPC."""
-    if not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full here")
-    from pipeline.files import Log
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
-    with pytest.raises(OSError) as raised:
-        Log(Path("/dev/full")).write({"stage": "prune", "step": 1})
-    assert raised.value.errno == errno.ENOSPC
+
+def test_a_full_disk(small_disk):
+    """Every way in which the product writes meets it as an OSError, leaves no fragment, and keeps the old file."""
+    big = torch.zeros(100_000)
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=4
+    ).eval()
+    (small_disk / "checkpoint.pt").write_text("old")
+    for write in (
+        lambda: files.save_checkpoint(small_disk / "checkpoint.pt", {"big": big}),
+        lambda: files.write_json(small_disk / "x.json", big.tolist()),
+        lambda: save_compact(model, small_disk / "model"),
+    ):
+        with pytest.raises(OSError) as raised:
+            write()
+        assert raised.value.errno == errno.ENOSPC
+    assert (small_disk / "checkpoint.pt").read_text() == "old"
+    assert not list(small_disk.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("verb", ["", "demo", "prune", "deploy", "stage", "pretrain"])
