@@ -11,10 +11,10 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo prune deploy stage pretrain test check format lock
+.PHONY: help env demo prune deploy stage pretrain bench-step test check format lock
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo "  Every option: $(RUN_PIPELINE) VERB --help"
 
 env: $(READY) ## make the environment (.venv, from requirements.lock)
@@ -41,6 +41,9 @@ stage: $(READY) ## run one stage of a run alone: STAGE=compact [RUN TARGET]
 
 pretrain: $(READY) ## train the embedded model's weights: DATA=folder:PATH [MODEL INIT EPOCHS LR SEED OUT]
 	@$(RUN_PIPELINE) pretrain $(call options,DATA MODEL INIT EPOCHS LR SEED OUT)
+
+bench-step: $(READY) ## time and memory of a training step, plain and pruning [QUICK OUT]
+	@$(RUN_PIPELINE) bench-step $(if $(QUICK),--quick) $(call options,OUT)
 
 test: $(READY) ## run all tests
 	@$(VENV)/bin/python -m pytest

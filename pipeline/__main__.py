@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from pipeline.errors import (
     BUDGET_MISSED,
@@ -31,11 +32,11 @@ from pipeline.errors import (
 )
 
 RUNS = Path("runs")
-EXIT_CODES = """
-Exit codes: 0 done and within budget, 1 budget missed (the report is written), 2 wrong use or bad input,
-3 this machine cannot do it or could not measure a limit, 130 interrupted (repeat the command to go on),
-70 a defect in this program.
-"""
+EXIT_CODES = (
+    "Exit codes: 0 done and within budget, 1 budget missed (the report is written), 2 wrong use or bad input, "
+    "3 this machine cannot do it or could not measure a limit, 130 interrupted (repeat the command to go on), "
+    "70 a defect in this program."
+)
 
 app = typer.Typer(
     help="Prune a pretrained DeiT while it is fine-tuned on your data, and ship it within a budget.",
@@ -54,7 +55,7 @@ DatasetOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Any timm DeiT or plain ViT name.  [default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
+        help="A timm DeiT or plain ViT name.  \\[default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
     ),
 ]
 RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
@@ -132,7 +133,7 @@ def prune(
 @app.command(epilog=EXIT_CODES)
 def deploy(
     target: Annotated[str, typer.Option(help="host.")] = "host",
-    run: Annotated[str | None, typer.Option(help="Name of the run folder.  [default: the latest]")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
 ) -> None:
     """Export the small model for TARGET, prove accuracy and latency there, write the report."""
     from pipeline.runs import latest
@@ -143,7 +144,7 @@ def deploy(
 @app.command(epilog=EXIT_CODES)
 def stage(
     name: Annotated[str, typer.Argument(help="prepare, dense, prune, compact, finetune, export, validate or report.")],
-    run: Annotated[str | None, typer.Option(help="Name of the run folder.  [default: the latest]")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
     target: Annotated[str, typer.Option(help="For export, validate and report.")] = "host",
 ) -> None:
     """Run one stage of an existing run alone; the stages before it must have finished."""
@@ -164,7 +165,7 @@ def stage(
 def pretrain(
     data: Annotated[str, typer.Option(help="folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")],
     model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
-    init: Annotated[Path | None, typer.Option(help="Weights to begin from.  [default: random]")] = None,
+    init: Annotated[Path | None, typer.Option(help="Weights to begin from.  \\[default: random]")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 60,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     out: Annotated[Path, typer.Option(help="Weights file to write; its model card goes beside it.")] = Path(
@@ -182,6 +183,30 @@ def pretrain(
     with locked(folder), _progress() as progress:
         card = train_weights(config, folder, out, progress)
     output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images")
+
+
+@app.command("bench-step", epilog=EXIT_CODES)
+def bench_step(
+    quick: Annotated[bool, typer.Option("--quick", help="The small model and few samples.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-step.json"),
+) -> None:
+    """Time and memory of a training step: plain, with DAP, with DAP's reference probes."""
+    from pipeline.bench_step import bench_step as measure
+    from pipeline.results import write_results
+
+    rows = measure(quick=quick, say=_say)
+    write_results(out, "make bench-step" + (" QUICK=1" if quick else ""), rows)
+    _table(rows, ("model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio"))
+    output.print(f"results: {out}", soft_wrap=True)
+
+
+def _table(rows: list[dict], columns: tuple[str, ...]) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns))
+    output.print(table)
 
 
 def _folder(name: str) -> Path:
