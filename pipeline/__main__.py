@@ -154,10 +154,10 @@ def stage(
     with _context(_folder(run) if run else latest(RUNS)) as context:
         if name in stages.TRAINING:
             stages.run_training(context, only=name)
-        elif name in stages.DEPLOYING:
+        elif name in (*stages.DEPLOYING, "report"):
             stages.run_deploying(context, target, only=name)
         else:
-            known = ", ".join([*stages.TRAINING, *stages.DEPLOYING])
+            known = ", ".join([*stages.TRAINING, *stages.DEPLOYING, "report"])
             raise ValueError(f"stage {name} is unknown. Known: {known}")
 
 

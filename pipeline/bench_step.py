@@ -121,7 +121,7 @@ def _peak_mb(name: str, batch: int, probe: str) -> float:
 
 
 def _peak_resident_bytes() -> int:
-    """Peak resident memory of this process. Not getrusage's: that is inherited from the process that started this one."""
+    """Peak resident memory of this process. Not getrusage's: a process inherits that from the one that started it."""
     status = Path("/proc/self/status")
     if not status.exists():
         raise EnvironmentLacks("peak memory is read from /proc/self/status, which this system does not have")

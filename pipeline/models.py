@@ -47,9 +47,8 @@ def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransforme
 
 
 def model_names() -> list[str]:
-    """Names of MODEL that can be pruned: timm's DeiTs and plain ViTs, ours included."""
-    # deit3 is left out on purpose: its no-embed-class position embedding is fine, but timm lists it under other names
-    return timm.list_models(["deit_*", "vit_tiny_*", "vit_small_*", "vit_base_*", "vit_large_*"])
+    """Names to choose MODEL from: timm's DeiTs, ours included, and ViTs. What does not fit is refused with a reason."""
+    return timm.list_models(["deit_*", "deit3_*", "vit_tiny_patch*", "vit_small_patch*", "vit_base_patch*"])
 
 
 def create_model(

@@ -27,6 +27,7 @@ from pipeline.report import overall_verdict, write_report
 from pipeline.summary import summarise
 from targets import TARGETS, Target, manifest, tflite
 from targets.devices import local
+from targets.graph import rewrite
 from targets.manifest import Golden, InputSpec, Manifest
 from targets.validate import Measurements, judge, load_budget, overall, parity
 
@@ -39,7 +40,7 @@ Written = tuple[list[Path], Results]
 
 
 def prepare(context: Context) -> Written:
-    """Data, and the pretrained model with a new head. Whether the sparsity can be reached shows here already."""
+    """Data, and the pretrained model with a new head. What cannot be pruned that far, or exported, is refused here."""
     config, folder = context.run.config, context.model_folder
     set_seed(config.seed)
     model = models.create_model(
@@ -50,6 +51,7 @@ def prepare(context: Context) -> Written:
     )
     written = save_model(model, context.checkpoints / "prepared")
     view = View.of(model)
+    rewrite(model.eval(), view.mean, view.std)  # a model that cannot be exported should not be trained first
     rule = augment.resize_rule(view.size, view.crop_ratio)
     files.write_json(folder / "labels.json", list(context.dataset.classes))
     files.write_json(folder / "preprocess.json", {**asdict(view), "resize": rule})

@@ -16,7 +16,7 @@ import torch
 from conftest import tiny_config
 
 from dap import count_params, load_compact
-from pipeline import files, stages
+from pipeline import files, models, stages
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from pipeline.runs import Run
@@ -195,6 +195,23 @@ def test_an_unreachable_sparsity_shows_before_any_training(image_folder, tmp_pat
     config = dataclasses.replace(config, pruning=dataclasses.replace(config.pruning, sparsity=0.999))
     context, _ = context_of(tmp_path / "run", config)
     with pytest.raises(ValueError, match=r"0\.9\d"):
+        stages.run_training(context)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_model_that_cannot_be_exported_shows_before_any_training(image_folder, tmp_path, monkeypatch):
+    """A norm in front of the blocks, as CLIP's ViT has, can be pruned around but has no export form yet."""
+    config = tiny_config(image_folder, model="vit_small_patch16_224", from_scratch=True)
+    context, _ = context_of(tmp_path / "run", config)
+    build = models.create_model
+
+    def with_norm_in_front(*arguments, **options):
+        model = build(*arguments, **options)
+        model.norm_pre = torch.nn.LayerNorm(model.embed_dim, eps=1e-6)
+        return model
+
+    monkeypatch.setattr(models, "create_model", with_norm_in_front)
+    with pytest.raises(ValueError, match="norm_pre has no exact export form"):
         stages.run_training(context)
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
