@@ -11,10 +11,10 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo prune deploy stage pretrain bench-step test check format lock
+.PHONY: help env demo prune deploy stage pretrain bench-step bench-method test check format lock
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "  Every option: $(RUN_PIPELINE) VERB --help"
 
 env: $(READY) ## make the environment (.venv, from requirements.lock)
@@ -44,6 +44,9 @@ pretrain: $(READY) ## train the embedded model's weights: DATA=folder:PATH [MODE
 
 bench-step: $(READY) ## time and memory of a training step, plain and pruning [QUICK OUT]
 	@$(RUN_PIPELINE) bench-step $(if $(QUICK),--quick) $(call options,OUT)
+
+bench-method: $(READY) ## default against reference probes, inner against all gates [DATASET SPARSITY VARIANTS SEEDS EPOCHS ...]
+	@$(RUN_PIPELINE) bench-method $(call options,DATASET MODEL SPARSITY VARIANTS SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE OUT)
 
 test: $(READY) ## run all tests
 	@$(VENV)/bin/python -m pytest

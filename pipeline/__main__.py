@@ -108,17 +108,14 @@ def prune(
     """
     from pipeline import presets
 
-    config = presets.of(dataset, model, sparsity)
-    overrides = {key: value for key, value in (("lr", lr), ("batch_size", batch_size)) if value is not None}
-    stages = {"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs}
-    changes = {
-        stage: dataclasses.replace(getattr(config, stage), **overrides, **({"epochs": n} if n is not None else {}))
-        for stage, n in stages.items()
-        if (stage, n) != ("dense", 0)
-    }
+    config = _configure(
+        presets.of(dataset, model, sparsity),
+        epochs={"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs},
+        lr=lr,
+        batch_size=batch_size,
+    )
     config = dataclasses.replace(
         config,
-        **{"dense": None, **changes},
         method=method,
         seed=seed,
         model_path=str(model_path) if model_path else None,
@@ -185,6 +182,43 @@ def pretrain(
     output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images")
 
 
+@app.command("bench-method", epilog=EXIT_CODES)
+def bench_method(
+    dataset: DatasetOption,
+    model: ModelOption = "deit_micro_patch8_64",
+    sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove.")] = 0.75,
+    variants: Annotated[
+        str, typer.Option(help="Any of dap, reference, all-gates, uniform.")
+    ] = "dap reference all-gates",
+    seeds: Annotated[str, typer.Option(help="Seeds, each a run of every variant.")] = "0 1 2",
+    epochs: Annotated[int, typer.Option(help="Epochs of pruning.")] = 10,
+    finetune_epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 5,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-method.json"),
+) -> None:
+    """Accuracy and keep ratios with the default and the reference probes, and with all gates, side by side."""
+    from pipeline import presets
+    from pipeline.bench_method import bench_method as measure
+    from pipeline.results import write_results
+
+    lengths: dict[str, int | None] = {"dense": epochs + finetune_epochs, "prune": epochs, "finetune": finetune_epochs}
+    base = _configure(presets.digits(sparsity), epochs=lengths, lr=lr, batch_size=batch_size)
+    base = dataclasses.replace(base, dataset=dataset, model=model or base.model)
+    try:
+        numbers = [int(seed) for seed in seeds.split()]
+    except ValueError as error:
+        raise ValueError(f"SEEDS={seeds!r} must be whole numbers with spaces between them") from error
+    with _progress() as progress:
+        rows = measure(
+            base, RUNS / "bench-method", variants=variants.split(), seeds=numbers, progress=progress, say=_say
+        )
+    write_results(out, f"make bench-method DATASET=folder:{Path(dataset).name} SPARSITY={sparsity:g}", rows)
+    _table(rows, ("variant", "seed", "sparsity", "top1_dense", "top1_masked", "top1", "params", "prune_seconds",
+                  "keep_ratio_correlation"))  # fmt: skip
+    output.print(f"results: {out}", soft_wrap=True)
+
+
 @app.command("bench-step", epilog=EXIT_CODES)
 def bench_step(
     quick: Annotated[bool, typer.Option("--quick", help="The small model and few samples.")] = False,
@@ -207,6 +241,17 @@ def _table(rows: list[dict], columns: tuple[str, ...]) -> None:
     for row in rows:
         table.add_row(*(f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns))
     output.print(table)
+
+
+def _configure(config, *, epochs: dict[str, int | None], lr: float | None, batch_size: int | None):
+    """`config` with the user's epochs per stage (dense 0: no reference), learning rate and batch size."""
+    shared = {key: value for key, value in (("lr", lr), ("batch_size", batch_size)) if value is not None}
+    changes: dict[str, object] = {}
+    for stage, count in epochs.items():
+        own = {**shared, **({} if count is None else {"epochs": count})}
+        leave_out = stage == "dense" and count == 0
+        changes[stage] = None if leave_out else dataclasses.replace(getattr(config, stage), **own)
+    return dataclasses.replace(config, **changes)
 
 
 def _folder(name: str) -> Path:
