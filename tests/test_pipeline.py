@@ -251,8 +251,13 @@ def wait_for_step(folder: Path, stage: str, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_while_pruning_ends_as_if_it_had_not_been(finished, image_folder, tmp_path):
-    """kill -9 in the prune stage, then the same command: the same files and accuracy, bit for bit."""
+def test_killed_while_pruning_ends_as_if_it_had_not_been(image_folder, tmp_path):
+    """kill -9 in the prune stage, then the same command: the same files and accuracy, bit for bit.
+
+    All in processes of their own: sums come out the same only with the same number of threads.
+    """
+    whole_folder = tmp_path / "whole"
+    assert start(whole_folder, image_folder).wait() == 0
     folder = tmp_path / "killed"
     process = start(folder, image_folder)
     wait_for_step(folder, "prune", 4)
@@ -261,12 +266,12 @@ def test_killed_while_pruning_ends_as_if_it_had_not_been(finished, image_folder,
     assert (folder / "checkpoints" / "prune.pt").exists()
     assert "seconds" not in Run.open(folder).records()["prune"]
     assert start(folder, image_folder).wait() == 0
-    whole, resumed = Run.open(finished[0]), Run.open(folder)
+    whole, resumed = Run.open(whole_folder), Run.open(folder)
     for stage in stages.TRAINING:
         assert resumed.results(stage) == whole.results(stage)
     for name in ("model/weights.safetensors", "model/architecture.json", "checkpoints/compact/weights.safetensors"):
-        assert files.digest(folder / name) == files.digest(finished[0] / name), name
-    assert resumed.log.read() == [line for line in whole.log.read() if line["stage"] in stages.TRAINING]
+        assert files.digest(folder / name) == files.digest(whole_folder / name), name
+    assert resumed.log.read() == whole.log.read()
 
 
 def test_ctrl_c_saves_and_says_so(image_folder, tmp_path):
