@@ -22,7 +22,7 @@ from pipeline import augment, files, models
 from pipeline.config import METHODS
 from pipeline.context import Context, save_model
 from pipeline.data import View
-from pipeline.evaluate import predictor
+from pipeline.evaluate import make_accelerator, predictor
 from pipeline.report import overall_verdict, write_report
 from pipeline.summary import summarise
 from targets import TARGETS, Target, manifest, tflite
@@ -71,7 +71,7 @@ def dense(context: Context) -> Written:
 
 def prune(context: Context) -> Written:
     """Fine-tune while the pruner allocates and masks; ends with hard masks on a model of dense shape."""
-    model, pruner = _pruned_model(context)
+    model, pruner = _pruned_model(context, make_accelerator().device)
     context.train("prune", model, context.run.config.prune, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
@@ -254,9 +254,10 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written])
     context.run.finish(name, inputs, written, results, time.monotonic() - started)
 
 
-def _pruned_model(context: Context) -> tuple[VisionTransformer, Pruner]:
+def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Pruner]:
+    """The prepared model with a pruner on it; the pruner stays on the device that the model has now."""
     config = context.run.config
-    model = load_compact(context.checkpoints / "prepared")
+    model = load_compact(context.checkpoints / "prepared").to(device)
     steps = len(context.train_batches(config.prune))
     settings = replace(config.pruning, allocation=METHODS[config.method].allocation)
     return model, Pruner(model, settings, steps_per_epoch=steps, epochs=config.prune.epochs)
