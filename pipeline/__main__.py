@@ -179,7 +179,7 @@ def pretrain(
     folder = RUNS / "pretrain"
     with locked(folder), _progress() as progress:
         card = train_weights(config, folder, out, progress)
-    output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images")
+    output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images", soft_wrap=True)
 
 
 @app.command("bench-method", epilog=EXIT_CODES)
