@@ -261,9 +261,11 @@ def _folder(name: str) -> Path:
 
 
 def _train(folder: Path, config) -> None:
-    from pipeline import stages
+    from pipeline import data, models, stages
     from pipeline.runs import Run, locked
 
+    data.check_name(config.dataset)  # before a folder is made: a mistyped name should leave nothing behind
+    models.check_name(config.model)
     with locked(folder):
         Run.create(folder, config)
     with _context(folder) as context:

@@ -94,11 +94,20 @@ def load_dataset(name: str) -> Dataset:
 
     Raises ValueError for an unknown name, a missing path or a layout that holds no images.
     """
-    if name == "digits":
-        return _digits()
-    if name.startswith("folder:"):
-        return _class_folders(name, Path(name.removeprefix("folder:")).expanduser())
-    raise ValueError(f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}")
+    check_name(name)
+    return _digits() if name == "digits" else _class_folders(name, _path(name))
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that `load_dataset` does not know, or a path that does not exist."""
+    if name != "digits" and not name.startswith("folder:"):
+        raise ValueError(f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}")
+    if name != "digits" and not _path(name).exists():
+        raise ValueError(f"DATASET={name}: {_path(name)} does not exist")
+
+
+def _path(name: str) -> Path:
+    return Path(name.removeprefix("folder:")).expanduser()
 
 
 def _digits() -> Dataset:
@@ -122,8 +131,6 @@ def _digits() -> Dataset:
 
 
 def _class_folders(name: str, path: Path) -> Dataset:
-    if not path.exists():
-        raise ValueError(f"DATASET={name}: {path} does not exist")
     if path.is_dir():
         members = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         sizes = [(path / member).stat().st_size for member in members]

@@ -51,6 +51,12 @@ def model_names() -> list[str]:
     return timm.list_models(["deit_*", "deit3_*", "vit_tiny_patch*", "vit_small_patch*", "vit_base_patch*"])
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError, with the names to choose from, for one that timm does not know."""
+    if not timm.is_model(name):
+        raise ValueError(f"MODEL={name} is unknown. Known: {', '.join(model_names())}")
+
+
 def create_model(
     name: str,
     num_classes: int,
@@ -66,8 +72,7 @@ def create_model(
     Raises ValueError for an unknown name or a file that does not fit, EnvironmentLacks when the weights
     would have to be downloaded and cannot be.
     """
-    if not timm.is_model(name):
-        raise ValueError(f"MODEL={name} is unknown. Known: {', '.join(model_names())}")
+    check_name(name)
     shell = timm.create_model(name, pretrained=False, num_classes=num_classes)
     if not isinstance(shell, VisionTransformer):
         raise ValueError(f"MODEL={name} is a {type(shell).__name__}; only DeiT and plain ViT can be pruned")

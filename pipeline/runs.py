@@ -118,8 +118,9 @@ def _fingerprint(inputs: Any) -> str:
 
 
 def latest(root: Path) -> Path:
-    """The run folder below `root` that finished a stage last. Raises ValueError if there is none."""
-    finished = sorted(root.glob("*/stages.json"), key=lambda path: path.stat().st_mtime)
+    """The run folder below `root` with a finished stage that was worked on last. Raises ValueError if there is none."""
+    by_time = sorted(root.glob("*/stages.json"), key=lambda path: path.stat().st_mtime)
+    finished = [path for path in by_time if any("seconds" in record for record in read_json(path).values())]
     if not finished:
         raise ValueError(f"there is no run in {root}. `make prune` makes one")
     return finished[-1].parent

@@ -79,6 +79,12 @@ def test_a_wrong_command_does_not_block_the_name(run, monkeypatch):
     assert code == 0, text
 
 
+@pytest.mark.parametrize("option", ["--dataset", "--model", "--method"])
+def test_a_mistyped_name_leaves_no_folder(run, option, tmp_path):
+    assert run("prune", option, "nonsense")[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("target", ["toaster", "HOST"])
 def test_unknown_target_lists_the_known_ones(run, target, tmp_path, monkeypatch):
     assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2  # leaves a run folder without results

@@ -91,6 +91,7 @@ def test_latest_is_the_run_that_worked_last(config, tmp_path):
     for name in ("one", "two", "one"):
         Run.create(tmp_path / name, config).finish("prepare", 1, [], {}, 0.1)
         time.sleep(0.02)
+    Run.create(tmp_path / "failed", config).begin("prepare", 1)
     assert latest(tmp_path).name == "one"
 
 
