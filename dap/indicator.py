@@ -13,6 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Blocks whose probes are read in one call. They share nothing, so the number changes no result: more blocks need more
+# memory at a time, fewer mean more and smaller calls.
+GROUP = 4
 PROBE_WEIGHT_DECAY = 0.05  # as the model's; none on biases and norms
 
 
@@ -53,7 +56,7 @@ class ReferenceProbes(nn.Module):
 
 
 class BatchedProbes(nn.Module):
-    """Cheap probes: depthwise-separable patch probes, and all blocks and both sides in one call.
+    """Cheap probes: depthwise-separable patch probes, and several blocks and both sides in one call.
 
     Differences from the paper's: each 3 x 3 convolution is a depthwise one and a 1 x 1 one; the first has stride 2 (the
     features are averaged over the grid in the end anyway); before and after share their batch statistics, so that both
@@ -122,12 +125,16 @@ class Indicator:
         # A stream of random numbers of its own: attaching a pruner must not change the training that follows.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            probes = PROBES[probe](blocks=2 * layers, dim=dim, classes=classes, grid=grid)
-        self.probes = probes.to(device)
+            sizes = [min(GROUP, 2 * layers - first) for first in range(0, 2 * layers, GROUP)]
+            groups: list[nn.Module] = [
+                PROBES[probe](blocks=size, dim=dim, classes=classes, grid=grid) for size in sizes
+            ]
+        self.group_sizes = sizes
+        self.probes = nn.ModuleList(groups).to(device)
         plain = [p for name, p in self.probes.named_parameters() if p.ndim < 2 or "bias" in name]
         decayed = [p for name, p in self.probes.named_parameters() if p.ndim >= 2 and "bias" not in name]
-        groups = [{"params": decayed, "weight_decay": PROBE_WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
+        kinds = [{"params": decayed, "weight_decay": PROBE_WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(kinds, lr=lr, fused=device.type in ("cpu", "cuda"))
 
     def learn(self, tokens: list[Tensor], targets: Tensor) -> Tensor:
         """One training step of all probes.
@@ -138,13 +145,19 @@ class Indicator:
         the patch probe, in nats. Positive: the block helps.
         """
         with torch.enable_grad(), torch.autocast(tokens[0].device.type, enabled=False):
-            losses = torch.stack([_cross_entropy(logits, targets) for logits in self.probes(tokens, self.prefix)])
-            torch.autograd.backward(losses.sum())
+            parts, first = [], 0
+            for probes, size in zip(self.probes, self.group_sizes, strict=True):
+                logits = probes(tokens[first : first + size + 1], self.prefix)
+                loss = torch.stack([_cross_entropy(part, targets) for part in logits])
+                torch.autograd.backward(loss.sum())
+                parts.append(loss.detach())
+                first += size
+            losses = torch.cat(parts, dim=1)
         if dist.is_available() and dist.is_initialized():
             self._average_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return (losses[..., 0] - losses[..., 1]).detach()
+        return losses[..., 0] - losses[..., 1]
 
     def _average_gradients(self) -> None:
         """Mean over ranks; the probes start equal (same seed) and so stay equal."""

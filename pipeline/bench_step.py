@@ -36,7 +36,7 @@ def bench_step(*, quick: bool, say: Callable[[str], None]) -> list[dict[str, Any
     device = make_accelerator().device.type
     rows = []
     for model in list(BATCH)[: 1 if quick else None]:
-        batch, samples = BATCH[model][device], 3 if quick else 12
+        batch, samples = BATCH[model][device], 3 if quick else 8
         times = _times(model, batch, samples, say)
         context = multiprocessing.get_context("spawn")
         with context.Pool(1, maxtasksperchild=1) as pool:
