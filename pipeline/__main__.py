@@ -47,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 
 DatasetOption = Annotated[
     str, typer.Option(help="digits (embedded), or folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")
