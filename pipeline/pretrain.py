@@ -1,6 +1,6 @@
 """`make pretrain`: the weights of the embedded default model, from any class-folder data set."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,7 @@ class PretrainConfig:
     """weights to begin from; None: random"""
     seed: int = 0
     """of the weights, the order and the augmentation"""
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(epochs=20, batch_size=128, lr=1e-3, warmup_epochs=1, checkpoint_seconds=300)
-    )
+    train: TrainConfig
     """the training itself"""
 
 
