@@ -270,7 +270,7 @@ def _train(folder: Path, config) -> None:
         Run.create(folder, config)
     with _context(folder) as context:
         stages.run_training(context)
-        stages.report(context, None)
+        stages.report(context)
 
 
 def _deploy(folder: Path, target: str) -> int:

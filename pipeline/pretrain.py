@@ -85,8 +85,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
         "top1_fp32": top1_fp32,
         "view": asdict(view),
     }
-    with files.atomic(output.with_suffix(".md")) as temporary:
-        temporary.write_text(_card(card))
+    files.write_text(output.with_suffix(".md"), _card(card))
     return card
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import figures
-from pipeline.files import atomic, read_json, write_json
+from pipeline.files import read_json, write_json, write_text
 
 Report = dict[str, Any]
 
@@ -75,7 +75,7 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
             path.unlink(missing_ok=True)
         else:
             drawn[name] = _inline(svg)
-            _write(path, svg)
+            write_text(path, svg)
     headline, config = _headline(report), folder / "config.json"
     page = _template().render(
         report=report,
@@ -92,7 +92,7 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
         verdicts=VERDICTS,
         check_words=CHECK_WORDS,
     )
-    _write(folder / "report.html", page)
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -271,8 +271,3 @@ def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(show=show, describe_check=describe_check, label=_label)
     return environment.from_string(Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8"))
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -22,6 +22,7 @@ from pipeline import augment, files, models
 from pipeline.config import METHODS
 from pipeline.context import Context, save_model
 from pipeline.data import View
+from pipeline.errors import EnvironmentLacks
 from pipeline.evaluate import make_accelerator, predictor
 from pipeline.report import overall_verdict, write_report
 from pipeline.summary import summarise
@@ -181,12 +182,14 @@ def validate(context: Context, target: Target) -> Written:
     return [samples], results
 
 
-def report(context: Context, target: Target | None) -> str:
+def report(context: Context) -> str:
     """report.json, report.html and figures from what all stages left. Returns the verdict of all artifacts."""
     contents = summarise(context.run)
-    samples = context.artifacts(target) / "latency.json" if target else None
-    shown = files.read_json(samples) if samples and samples.exists() else {}
-    write_report(context.run.folder, contents, context.run.log.read(), shown)
+    samples: dict[str, list[float]] = {}
+    for name, target in TARGETS.items():
+        if context.run.results(f"validate {name}"):
+            samples |= files.read_json(context.artifacts(target) / "latency.json")
+    write_report(context.run.folder, contents, context.run.log.read(), samples)
     return overall_verdict(contents)
 
 
@@ -221,7 +224,8 @@ def run_training(context: Context, only: str | None = None) -> None:
 def run_deploying(context: Context, name: str, only: str | None = None) -> str:
     """Export for the target called `name`, validate, report; or only one of them. Returns the verdict.
 
-    Raises ValueError for an unknown target, or if the run has no small model yet.
+    Raises ValueError for an unknown target, or if the run has no small model yet; EnvironmentLacks if the converter or
+    the runtime is missing here, with a report in which nothing of it is measured.
     """
     if name not in TARGETS:
         raise ValueError(f"TARGET={name} is unknown. Known: {', '.join(TARGETS)}")
@@ -234,11 +238,15 @@ def run_deploying(context: Context, name: str, only: str | None = None) -> str:
     for stage, function in DEPLOYING.items():
         record = f"{stage} {name}"
         if only in (None, stage):
-            _run(context, record, inputs, partial(function, context, target))
+            try:
+                _run(context, record, inputs, partial(function, context, target))
+            except tflite.RuntimeUnavailable as error:
+                report(context)
+                raise EnvironmentLacks(str(error)) from error
         elif only == "validate" and not run.finished(record, inputs):
             raise ValueError(f"stage validate needs stage {stage}, which has not finished. Run that first")
         inputs = {**inputs, "files": run.files(record), "budget": files.digest(target.budget)}
-    return report(context, target) if only in (None, "report") else "not_measured"
+    return report(context) if only in (None, "report") else "not_measured"
 
 
 def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written]) -> None:

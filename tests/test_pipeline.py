@@ -18,9 +18,9 @@ from conftest import tiny_config
 from dap import count_params, load_compact
 from pipeline import files, models, stages
 from pipeline.context import Context
-from pipeline.errors import Interrupted
+from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.runs import Run
-from targets import TARGETS
+from targets import TARGETS, tflite
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,6 +188,27 @@ def test_a_budget_that_cannot_be_read_costs_no_export(run_copy, tmp_path, monkey
     with pytest.raises(ValueError, match=r"budget\.toml has the unknown key 'speed'"):
         stages.run_deploying(context, "host")
     assert said == []
+
+
+def test_a_missing_runtime_is_not_measured_and_never_pass(run_copy, monkeypatch):
+    """The verdict of an earlier validation does not outlive it."""
+
+    def missing(*_, **__):
+        raise tflite.RuntimeUnavailable("no TFLite interpreter: pip install ai-edge-litert")
+
+    monkeypatch.setattr(tflite, "load", missing)
+    (run_copy / "artifacts" / "host" / "latency.json").unlink()
+    context, _ = context_of(run_copy)
+    with pytest.raises(EnvironmentLacks, match="pip install ai-edge-litert"):
+        stages.run_deploying(context, "host")
+    pruned = report_of(run_copy)["artifacts"][0]
+    assert (pruned["verdict"], pruned["latency_ms"], pruned["top1"]) == ("not_measured", None, None)
+
+
+def test_going_on_after_a_deploy_keeps_its_figures(run_copy):
+    context, _ = context_of(run_copy)
+    assert stages.report(context) == "pass"
+    assert (run_copy / "figures" / "latency_distribution.svg").exists()
 
 
 def test_an_unreachable_sparsity_shows_before_any_training(image_folder, tmp_path):
