@@ -30,8 +30,8 @@ $(READY): requirements.lock
 demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the embedded default [RUN SEED OUT]
 	@$(RUN_PIPELINE) demo $(call options,RUN SEED OUT)
 
-prune: $(READY) ## fine-tune while pruning [DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN FROM_SCRATCH]
-	@$(RUN_PIPELINE) prune $(call options,DATASET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN) $(if $(FROM_SCRATCH),--from-scratch)
+prune: $(READY) ## fine-tune while pruning [DATASET SUBSET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN FROM_SCRATCH]
+	@$(RUN_PIPELINE) prune $(call options,DATASET SUBSET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE SEED RUN) $(if $(FROM_SCRATCH),--from-scratch)
 
 deploy: $(READY) ## export for TARGET and prove it there [TARGET RUN]
 	@$(RUN_PIPELINE) deploy $(call options,TARGET RUN)
@@ -45,8 +45,8 @@ pretrain: $(READY) ## train the embedded model's weights: DATA=folder:PATH [MODE
 bench-step: $(READY) ## time and memory of a training step, plain and pruning [QUICK OUT]
 	@$(RUN_PIPELINE) bench-step $(if $(QUICK),--quick) $(call options,OUT)
 
-bench-method: $(READY) ## default against reference probes, inner against all gates [DATASET SPARSITY VARIANTS SEEDS EPOCHS ...]
-	@$(RUN_PIPELINE) bench-method $(call options,DATASET MODEL SPARSITY VARIANTS SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE OUT)
+bench-method: $(READY) ## default against reference probes, inner against all gates [DATASET SUBSET SPARSITY VARIANTS SEEDS EPOCHS ...]
+	@$(RUN_PIPELINE) bench-method $(call options,DATASET SUBSET MODEL SPARSITY VARIANTS SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE OUT)
 
 test: $(READY) ## run all tests
 	@$(VENV)/bin/python -m pytest

@@ -52,6 +52,9 @@ output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  #
 DatasetOption = Annotated[
     str, typer.Option(help="digits (embedded), or folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")
 ]
+SubsetOption = Annotated[
+    str | None, typer.Option(help="CLASSESxIMAGES, such as 12x200: a fixed small part of DATASET, for experiments.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -85,6 +88,7 @@ def demo(
 @app.command(epilog=EXIT_CODES)
 def prune(
     dataset: DatasetOption = "digits",
+    subset: SubsetOption = None,
     sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove, between 0 and 1.")] = 0.75,
     model: ModelOption = None,
     model_path: Annotated[
@@ -116,6 +120,7 @@ def prune(
     )
     config = dataclasses.replace(
         config,
+        subset=subset,
         method=method,
         seed=seed,
         model_path=str(model_path) if model_path else None,
@@ -185,6 +190,7 @@ def pretrain(
 @app.command("bench-method", epilog=EXIT_CODES)
 def bench_method(
     dataset: DatasetOption,
+    subset: SubsetOption = None,
     model: ModelOption = "deit_micro_patch8_64",
     sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove.")] = 0.75,
     variants: Annotated[
@@ -204,7 +210,7 @@ def bench_method(
 
     lengths: dict[str, int | None] = {"dense": epochs + finetune_epochs, "prune": epochs, "finetune": finetune_epochs}
     base = _configure(presets.digits(sparsity), epochs=lengths, lr=lr, batch_size=batch_size)
-    base = dataclasses.replace(base, dataset=dataset, model=model or base.model)
+    base = dataclasses.replace(base, dataset=dataset, subset=subset, model=model or base.model)
     try:
         numbers = [int(seed) for seed in seeds.split()]
     except ValueError as error:
@@ -213,7 +219,9 @@ def bench_method(
         rows = measure(
             base, RUNS / "bench-method", variants=variants.split(), seeds=numbers, progress=progress, say=_say
         )
-    write_results(out, f"make bench-method DATASET=folder:{Path(dataset).name} SPARSITY={sparsity:g}", rows)
+    command = f"make bench-method DATASET=folder:{Path(dataset).name}" + (f" SUBSET={subset}" if subset else "")
+    write_results(out, f"{command} SPARSITY={sparsity:g} EPOCHS={epochs} FINETUNE_EPOCHS={finetune_epochs} "
+                  f"BATCH_SIZE={batch_size} LR={lr:g}", rows)  # fmt: skip
     _table(rows, ("variant", "seed", "sparsity", "top1_dense", "top1_masked", "top1", "params", "prune_seconds",
                   "keep_ratio_correlation"))  # fmt: skip
     output.print(f"results: {out}", soft_wrap=True)

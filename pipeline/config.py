@@ -32,6 +32,8 @@ class RunConfig:
 
     dataset: str
     """digits, or folder:PATH"""
+    subset: str | None = None
+    """CLASSESxIMAGES: so many classes, spread evenly, and so many training images of each; None: everything"""
     model: str
     """a timm DeiT or ViT name"""
     model_path: str | None = None

@@ -9,9 +9,10 @@ from timm.models import VisionTransformer
 from torch.utils.data import DataLoader
 
 from dap import Pruner, load_compact, save_compact
-from pipeline import data, files, models
-from pipeline.data import Dataset, View, eval_loader, train_loader
+from pipeline import data, files, loader, models
+from pipeline.data import Dataset, View
 from pipeline.evaluate import model_top1, predictor, top1_percent
+from pipeline.loader import eval_loader, train_loader
 from pipeline.runs import Run
 from pipeline.train import Progress, TrainConfig, train
 from targets import Target
@@ -31,7 +32,7 @@ class Context:
     @cached_property
     def dataset(self) -> Dataset:
         """The run's data set."""
-        return data.load_dataset(self.run.config.dataset)
+        return data.load_dataset(self.run.config.dataset, self.run.config.subset)
 
     @cached_property
     def view(self) -> View:
@@ -54,11 +55,11 @@ class Context:
 
     def val_batches(self) -> DataLoader:
         """The whole validation split in order, 256 images at a time."""
-        return eval_loader(self.dataset.val, self.view, 256, data.default_workers(self.dataset))
+        return eval_loader(self.dataset.val, self.view, 256, loader.default_workers(self.dataset))
 
     def train_batches(self, config: TrainConfig) -> DataLoader:
         """The training split, augmented."""
-        workers = data.default_workers(self.dataset)
+        workers = loader.default_workers(self.dataset)
         return train_loader(self.dataset, self.view.size, config.batch_size, self.run.config.seed, workers)
 
     def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Pruner | None = None) -> None:

@@ -59,4 +59,5 @@ def run_name(config: RunConfig) -> str:
     if dataset.startswith("folder:"):
         path = Path(dataset.removeprefix("folder:")).expanduser().resolve()
         dataset = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    dataset += f"-{config.subset}" if config.subset else ""
     return f"{dataset}-{config.model}-{config.method}-{config.pruning.sparsity:g}-seed{config.seed}".replace("/", "_")

@@ -7,9 +7,10 @@ from typing import Any
 from accelerate.utils import set_seed
 from safetensors.torch import save
 
-from pipeline import data, files, models
-from pipeline.data import View, eval_loader, train_loader
+from pipeline import data, files, loader, models
+from pipeline.data import View
 from pipeline.evaluate import model_top1
+from pipeline.loader import eval_loader, train_loader
 from pipeline.train import Progress, TrainConfig, train
 
 LOST_IMAGES = 3
@@ -46,7 +47,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
         from_scratch=not config.init,
     )
     models.set_drop_path(model, config.train.drop_path)
-    view, workers = View.of(model), data.default_workers(dataset)
+    view, workers = View.of(model), loader.default_workers(dataset)
     log = files.Log(folder / "log.jsonl")
     train(
         model,

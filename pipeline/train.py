@@ -22,9 +22,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline import files
-from pipeline.data import TrainBatches, View, normalise
+from pipeline.data import View
 from pipeline.errors import Interrupted
 from pipeline.evaluate import make_accelerator
+from pipeline.loader import TrainBatches, normalise
 
 
 @dataclass(frozen=True, kw_only=True)

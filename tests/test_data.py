@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import augment, data
-from pipeline.data import View, eval_loader, load_dataset, normalise, train_loader
+from pipeline import augment
+from pipeline.data import View, load_dataset
+from pipeline.loader import eval_loader, normalise, train_loader
 
 VIEW = View(size=64, crop_ratio=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -43,6 +44,22 @@ def test_folder_and_zip_give_the_same(image_folder, tmp_path):
         assert images.shape == (18, 3, 64, 64)
         assert images.dtype == torch.uint8
         assert labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+
+
+def test_a_subset_is_spread_over_the_classes_and_keeps_their_order(image_folder):
+    whole, part = load_dataset(f"folder:{image_folder}"), load_dataset(f"folder:{image_folder}", "2x5")
+    assert part.classes == ("across", "along")
+    assert part.train.labels.tolist() == [0] * 5 + [1] * 5
+    assert part.val.labels.tolist() == [0] * 6 + [1] * 6
+    np.testing.assert_array_equal(part.train.images[5], whole.train.images[16])
+    assert part.fingerprint != whole.fingerprint
+    assert load_dataset("digits", "3x10").classes == ("0", "3", "6")
+
+
+@pytest.mark.parametrize("subset", ["12", "ax3", "1x5", "4x5", "2x500", "2x0", "-2x5"])
+def test_a_subset_that_is_not_there_is_refused(image_folder, subset):
+    with pytest.raises(ValueError, match=f"SUBSET={subset}"):
+        load_dataset(f"folder:{image_folder}", subset)
 
 
 def batches(dataset, workers, step=0, seed=0):
@@ -122,7 +139,7 @@ def test_a_damaged_image_is_named(tmp_path):
         archive.writestr("val/b/broken.jpg", buffer.getvalue()[:80])
     dataset = load_dataset(f"folder:{tmp_path / 'd.zip'}")
     with pytest.raises(ValueError, match=r"val/b/broken\.jpg cannot be read"):
-        data.normalise(next(iter(eval_loader(dataset.val, VIEW, 8, 0)))[0], VIEW.mean, VIEW.std)
+        normalise(next(iter(eval_loader(dataset.val, VIEW, 8, 0)))[0], VIEW.mean, VIEW.std)
 
 
 def test_adding_an_image_changes_the_fingerprint(image_folder, tmp_path):
