@@ -103,6 +103,7 @@ def prune(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    target: Annotated[str, typer.Option(help="The device whose rule for layer widths is kept: host.")] = "host",
     seed: SeedOption = 0,
     run: RunOption = None,
 ) -> None:
@@ -122,6 +123,7 @@ def prune(
         config,
         subset=subset,
         method=method,
+        target=target,
         seed=seed,
         model_path=str(model_path) if model_path else None,
         from_scratch=from_scratch,
@@ -129,7 +131,7 @@ def prune(
     folder = _folder(run or presets.run_name(config))
     _train(folder, config)
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    output.print(f"next: make deploy TARGET=host RUN={folder.name}", soft_wrap=True)
+    output.print(f"next: make deploy TARGET={target} RUN={folder.name}", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)

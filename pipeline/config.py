@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dap import PruneConfig
 from pipeline.train import TrainConfig
+from targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class RunConfig:
     """a key of METHODS"""
     seed: int = 0
     """of the new head, the order of images, augmentation and stochastic depth"""
+    target: str = "host"
+    """a key of TARGETS: the device whose rule for widths pruning keeps to"""
     pruning: PruneConfig
     """how much goes, and how it is chosen"""
     dense: TrainConfig | None
@@ -56,6 +59,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"METHOD={self.method} is unknown. Known: {', '.join(METHODS)}")
+        if self.target not in TARGETS:
+            raise ValueError(f"TARGET={self.target} is unknown. Known: {', '.join(TARGETS)}")
         if self.seed < 0:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
         if self.model_path and self.from_scratch:

@@ -268,7 +268,9 @@ def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple
     model = load_compact(context.checkpoints / "prepared").to(device)
     steps = len(context.train_batches(config.prune))
     settings = replace(config.pruning, allocation=METHODS[config.method].allocation)
-    return model, Pruner(model, settings, steps_per_epoch=steps, epochs=config.prune.epochs)
+    # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
+    rule = TARGETS[config.target].allowed_width if settings.gates == "inner" else None
+    return model, Pruner(model, settings, steps_per_epoch=steps, epochs=config.prune.epochs, allowed_width=rule)
 
 
 def _size(model: VisionTransformer, suffix: str = "") -> Results:

@@ -36,7 +36,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "blocks": blocks,
         "artifacts": artifacts,
         "versions": versions(),
-        "next": None if artifacts else f"make deploy TARGET=host RUN={run.folder.name}",
+        "next": None if artifacts else f"make deploy TARGET={config.target} RUN={run.folder.name}",
         "config": to_dict(config),
     }
 

@@ -88,6 +88,14 @@ def test_compact_equals_masked_and_top1_agrees(finished):
     assert Run.open(finished[0]).results("compact")["compaction_error"] < 1e-5
 
 
+def test_the_widths_are_those_that_the_target_likes(finished):
+    model = load_compact(finished[0] / "model")
+    widths = [block.attn.attn_dim for block in model.blocks if block.attn is not None]
+    widths += [block.mlp.fc1.out_features for block in model.blocks if block.mlp is not None]
+    assert any(width % 16 for width in widths)  # the rule leaves more than multiples of 16
+    assert all(width % 16 == 0 or width % 16 > 8 for width in widths)
+
+
 def test_the_log_has_a_line_per_step_and_blocks_at_updates(finished):
     lines = Run.open(finished[0]).log.read()
     steps = [(line["stage"], line["step"]) for line in lines]
