@@ -224,8 +224,8 @@ def bench_method(
     command = f"make bench-method DATASET=folder:{Path(dataset).name}" + (f" SUBSET={subset}" if subset else "")
     write_results(out, f"{command} SPARSITY={sparsity:g} EPOCHS={epochs} FINETUNE_EPOCHS={finetune_epochs} "
                   f"BATCH_SIZE={batch_size} LR={lr:g}", rows)  # fmt: skip
-    _table(rows, ("variant", "seed", "sparsity", "top1_dense", "top1_masked", "top1", "params", "prune_seconds",
-                  "keep_ratio_correlation"))  # fmt: skip
+    _table(rows, ("variant", "seed", "sparsity", "top1_dense", "top1_masked", "top1", "params", "macs",
+                  "latency_ratio", "prune_seconds", "keep_ratio_correlation"))  # fmt: skip
     output.print(f"results: {out}", soft_wrap=True)
 
 

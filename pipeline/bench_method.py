@@ -11,10 +11,12 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from dap import load_compact
 from pipeline import stages
 from pipeline.config import METHODS, RunConfig
 from pipeline.context import Context
 from pipeline.runs import Run, locked
+from pipeline.side_by_side import latencies
 from pipeline.train import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -35,16 +37,17 @@ def bench_method(
     progress: Progress,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One row per variant and seed: accuracy, parameters, MACs, seconds of pruning, keep ratio of every block.
+    """One row per variant and seed: accuracy, parameters, MACs, latency, seconds of pruning, keep ratio of every block.
 
     base: the run that all variants are variations of
+    latency_ratio: to the dense model of the last seed, all of them timed in turn
     keep_ratio_correlation is Spearman's, with the reference probes' run of the same seed; for the reference itself with
     its runs of the other seeds, which shows what a seed's noise alone does.
     Raises ValueError for an unknown variant.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise ValueError(f"variant {sorted(unknown)[0]!r} is unknown. Known: {', '.join(VARIANTS)}")
-    rows = []
+    rows, models = [], {}
     for seed, variant in itertools.product(seeds, variants):
         method = variant if variant in METHODS else "dap"
         # all variants of a seed share one dense reference, which the first of them trains
@@ -55,8 +58,16 @@ def bench_method(
         say(folder.name)
         with locked(folder):
             run = Run.create(folder, config)
-            stages.run_training(Context(run, progress, lambda _: None))
+            context = Context(run, progress, lambda _: None)
+            stages.run_training(context)
         rows.append(_row(run, variant))
+        models[folder.name] = load_compact(context.model_folder)
+        if dense:
+            models["dense"] = context.dense_model()
+    timed = latencies(models, context.view, say)
+    for row in rows:
+        row["latency_ms_p50"] = timed[f"{row['variant']}-seed{row['seed']}"].p50_ms
+        row["latency_ratio"] = row["latency_ms_p50"] / timed["dense"].p50_ms
     for row in rows:
         itself = row["variant"] == "reference"
         compared = [r for r in rows if r["variant"] == "reference" and (r["seed"] != row["seed"]) == itself]
