@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dap.compact import architecture_of, load_compact, save_compact
     from dap.cost import block_params, count_macs, count_params
-    from dap.pruner import BlockReport, MaskUpdate, PruneConfig, Pruner
+    from dap.method import BlockReport, MaskUpdate, Method
+    from dap.pruner import PruneConfig, Pruner
 
 __all__ = [
     "BlockReport",
     "MaskUpdate",
+    "Method",
     "PruneConfig",
     "Pruner",
     "architecture_of",
@@ -29,7 +31,8 @@ __all__ = [
 _HOME = {
     "dap.compact": ("architecture_of", "load_compact", "save_compact"),
     "dap.cost": ("block_params", "count_macs", "count_params"),
-    "dap.pruner": ("BlockReport", "MaskUpdate", "PruneConfig", "Pruner"),
+    "dap.method": ("BlockReport", "MaskUpdate", "Method"),
+    "dap.pruner": ("PruneConfig", "Pruner"),
 }
 
 

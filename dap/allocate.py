@@ -86,18 +86,26 @@ def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
     return ratio_B
 
 
-def block_budget(total: int, other: int, sparsity: float) -> int:
-    """What the blocks may keep so that `sparsity` of everything is gone.
+def model_budget(total: int, least: int, sparsity: float) -> int:
+    """What the model may keep so that `sparsity` of everything is gone.
 
-    total: parameters (or MACs) of the dense model;  other: the part outside the blocks, which always stays
-    Raises ValueError naming the highest reachable sparsity when `other` alone exceeds the budget.
+    total: parameters (or MACs) of the dense model;  least: the part that always stays
+    Raises ValueError naming the highest reachable sparsity when `least` alone exceeds the budget.
     """
-    budget = math.floor((1.0 - sparsity) * total + 1e-6) - other
-    if budget < 0:
+    budget = math.floor((1.0 - sparsity) * total + 1e-6)
+    if budget < least:
         # rounded down, so that the named value is itself reachable
-        reachable = math.floor((1.0 - other / total) * 1e4) / 1e4
+        reachable = math.floor((1.0 - least / total) * 1e4) / 1e4
         raise ValueError(
-            f"sparsity {sparsity:g} can't be reached: embeddings and head alone are {other} of {total}; "
+            f"sparsity {sparsity:g} can't be reached: {least} of {total} always stay; "
             f"the highest reachable sparsity of this model is {reachable:g}"
         )
     return budget
+
+
+def block_budget(total: int, other: int, sparsity: float) -> int:
+    """What the blocks may keep so that `sparsity` of everything is gone; `other` is the part outside the blocks.
+
+    Raises ValueError like model_budget.
+    """
+    return model_budget(total, other, sparsity) - other

@@ -4,10 +4,11 @@ Key: D width, H heads, K head width, F hidden units, I kept inputs, O kept outpu
 
 The small model is timm's VisionTransformer with timm's own blocks at per-block sizes. Where that is not enough:
 - a block that has lost a branch is a PrunedBlock, timm's Block with that branch left out;
-- with gates="all", `norm1` / `norm2` end in a Select and `ls1` / `ls2` in a Scatter: norms see all channels, as in
-  training.
+- where a branch reads or writes some channels only, `norm1` / `norm2` end in a Select and `ls1` / `ls2` in a Scatter:
+  norms see all channels, as in training.
 A branch that is gone has been a constant; it is added to what comes before it on the residual stream. The attention
-scale of the dense head, K^-0.5, is folded into the weights of q.
+scale of the dense head, K^-0.5, is folded into the weights of q. Only narrow(), which takes channels from the whole
+residual stream, changes what is computed.
 
 On disk: architecture.json (sizes, self-sufficient) and weights.safetensors. Works for dense models too.
 """
@@ -58,26 +59,18 @@ class Select(nn.Module):
 
 
 class Scatter(nn.Module):
-    """Write a fixed set of channels: (..., O) -> (..., D).
-
-    The others are 0; base, if there is one, is a constant added for branches that are gone.
-    """
+    """Write a fixed set of channels: (..., O) -> (..., D); the others are 0."""
 
     index: Tensor
-    base: Tensor | None
 
-    def __init__(self, index: list[int], dim: int, base: bool) -> None:
+    def __init__(self, index: list[int], dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.register_buffer("index", torch.tensor(index, device="cpu"), persistent=False)
-        self.register_buffer("base", torch.empty(dim, device="meta") if base else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., O)."""
-        shape = (*x.shape[:-1], self.dim)
-        if self.base is None:
-            return x.new_zeros(shape).index_copy(-1, self.index, x)
-        return self.base.to(x.dtype).expand(shape).index_add(-1, self.index, x)
+        return x.new_zeros((*x.shape[:-1], self.dim)).index_copy(-1, self.index, x)
 
 
 class PrunedBlock(Block):
@@ -98,28 +91,31 @@ class PrunedBlock(Block):
 def compact(model: VisionTransformer, branches: list[Branch], kept: list[dict[str, Tensor]]) -> VisionTransformer:
     """The small model of a hard-masked one, on its device and in its mode.
 
-    branches: of the model;  kept: per branch and gate ("in", "width", "out") the sorted indices of the kept elements; a
-    missing gate keeps everything. The masks must be in the model's weights already, as 0 and 1.
+    branches: of the model;  kept: per branch and gate ("in", "heads", "width", "out") the sorted indices of the kept
+    elements; a missing gate keeps everything. The masks must be in the model's weights already, as 0 and 1. A branch
+    with an empty gate goes; where outputs are gated, they must be empty too, so that it has written nothing.
     """
     architecture = architecture_of(model)
     weights = {
         name: value.detach().clone() for name, value in model.state_dict().items() if not name.startswith("blocks.")
     }
-    living: tuple[dict[str, Any], str, Branch] | None = None  # sizes, place and branch of the last one that stays
+    living: tuple[str, Branch] | None = None  # place and branch of the last one that stays
     for number, (branch, indices) in enumerate(zip(branches, kept, strict=True)):
         layer, kind = architecture["blocks"][number // 2], branch.shape.kind
         sizes: dict[str, Any] = layer[kind]
         if any(len(index) == 0 for index in indices.values()):
             layer[kind] = None
+            assert "out" not in indices or len(indices["out"]) == 0, f"{branch.name} is gone but still writes"
             _fold(_constant(branch), model, weights, living)
             continue
-        dim, width = branch.shape.dim, branch.shape.width
-        sizes["width"] = len(indices.get("width", range(width)))
+        dim = branch.shape.dim
+        for gate in {"heads", "width"} & indices.keys():
+            sizes[gate] = len(indices[gate])
         for gate in ("in", "out"):
             sizes[gate] = indices[gate].tolist() if len(indices.get(gate, range(dim))) < dim else None
         place = f"blocks.{number // 2}.%s" + ("1" if kind == "attn" else "2")
         _cut(branch, indices, sizes, f"blocks.{number // 2}.", weights)
-        living = (sizes, place, branch)
+        living = (place, branch)
     return build(architecture, weights).train(model.training)
 
 
@@ -129,16 +125,14 @@ def _cut(
 ) -> None:
     """Write the kept weights of one living branch under the names they have in the small model."""
     device = branch.into.weight.device
-    everything = torch.arange(branch.shape.dim, device=device)
-    inputs = indices["in"].to(device) if "in" in indices else everything
-    outputs = indices["out"].to(device) if "out" in indices else everything
-    width = indices["width"].to(device)
+    shape = branch.shape
+    lengths = {"in": shape.dim, "heads": shape.heads, "width": shape.width, "out": shape.dim}
+    inputs, heads, width, outputs = (indices.get(gate, torch.arange(n)).to(device) for gate, n in lengths.items())
     into, out_of = branch.into, branch.out_of
-    if branch.shape.kind == "attn":
+    if shape.kind == "attn":
         side, body, first, last = "1", "attn", "qkv", "proj"
-        heads, dense = branch.shape.heads, branch.shape.width
-        columns = (torch.arange(heads, device=device)[:, None] * dense + width).flatten()
-        rows = (torch.arange(3, device=device)[:, None] * heads * dense + columns).flatten()
+        columns = (heads[:, None] * shape.width + width).flatten()
+        rows = (torch.arange(3, device=device)[:, None] * shape.heads * shape.width + columns).flatten()
         # softmax(q k^T scale): the small attention scales by its own width, the difference goes into q
         scale = torch.ones(len(rows), dtype=into.weight.dtype, device=device)
         scale[: len(columns)] = branch.body.scale * len(width) ** 0.5
@@ -182,7 +176,7 @@ def _fold(
     constant: Tensor,
     model: VisionTransformer,
     weights: dict[str, Tensor],
-    living: tuple[dict[str, Any], str, Branch] | None,
+    living: tuple[str, Branch] | None,
 ) -> None:
     """Add a (D,) constant to the residual stream: to the last living branch before it, or to the embeddings."""
     if not constant.any():
@@ -197,12 +191,7 @@ def _fold(
         for name in names:
             weights[name] += constant
         return
-    sizes, place, branch = living
-    if sizes["out"] is not None:
-        base = place % "ls" + ".scatter.base"
-        weights[base] = weights.get(base, torch.zeros_like(constant)) + constant
-        sizes["base"] = True
-        return
+    place, branch = living
     last = place.rpartition(".")[0] + (".attn.proj" if branch.shape.kind == "attn" else ".mlp.fc2")
     if branch.gamma is not None:
         gamma = weights[place % "ls" + ".gamma"]
@@ -213,6 +202,26 @@ def _fold(
         gamma[silent] = 1.0
         constant = constant / gamma
     weights[f"{last}.bias"] += constant
+
+
+def narrow(model: VisionTransformer, channels: Tensor) -> VisionTransformer:
+    """The model with a narrower residual stream, on its device and in its mode.
+
+    channels: sorted indices of the channels that stay, out of D. Norms then run over these alone, so that the result
+    computes something else than the model with the other channels masked. Branches must read and write all channels.
+    """
+    architecture = architecture_of(model)
+    architecture["args"]["embed_dim"] = len(channels)
+    weights = {}
+    for name, value in model.state_dict().items():
+        if name.endswith(("qkv.weight", "fc1.weight", "head.weight", "head_dist.weight")):
+            value = value[:, channels]  # reads the stream
+        elif name.endswith(("token", "pos_embed")):
+            value = value[..., channels]  # starts it
+        elif not name.endswith(("qkv.bias", "fc1.bias", "head.bias", "head_dist.bias")):
+            value = value[channels]  # writes to it or normalises it
+        weights[name] = value.clone()
+    return build(architecture, weights).train(model.training)
 
 
 def build(architecture: dict[str, Any], weights: dict[str, Tensor]) -> VisionTransformer:
@@ -262,7 +271,7 @@ def _block(dim: int, layer: dict[str, Any], norm_layer: Any, act_layer: Any) -> 
                 norm = nn.Sequential(OrderedDict(norm=norm, select=Select(sizes["in"])))
             scale: nn.Module = LayerScale(outputs, device="meta") if sizes["layer_scale"] else nn.Identity()
             if sizes["out"] is not None:
-                scale = nn.Sequential(OrderedDict(scale=scale, scatter=Scatter(sizes["out"], dim, sizes["base"])))
+                scale = nn.Sequential(OrderedDict(scale=scale, scatter=Scatter(sizes["out"], dim)))
             if kind == "attn":
                 body: nn.Module = Attention(
                     inputs,
@@ -318,13 +327,11 @@ def _sizes(norm: Any, body: Any, scale: Any, drop_path: Any) -> dict[str, Any] |
     if body is None:
         return None
     selecting, scattering = isinstance(norm, nn.Sequential), isinstance(scale, nn.Sequential)
-    scatter = scale.scatter if scattering else None
     inner_scale = scale.scale if scattering else scale
     sizes: dict[str, Any] = {
         "width": body.head_dim if isinstance(body, Attention) else body.fc1.out_features,
         "in": norm.select.index.tolist() if selecting else None,
-        "out": None if scatter is None else scatter.index.tolist(),
-        "base": scatter is not None and scatter.base is not None,
+        "out": scale.scatter.index.tolist() if scattering else None,
         "layer_scale": isinstance(inner_scale, LayerScale),
         "drop_path": getattr(drop_path, "drop_prob", 0.0),
     }

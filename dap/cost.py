@@ -41,11 +41,14 @@ class BranchShape:
         """
         inner = self.heads * np.asarray(width)
         inputs, outputs = np.asarray(inputs), np.asarray(outputs)
+        return np.where((inputs > 0) & (inner > 0) & (outputs > 0), self.params_alive(inputs, inner, outputs), 0)
+
+    def params_alive(self, inputs: Any, inner: Any, outputs: Any) -> Any:
+        """params() while no width is 0, for integers, arrays and tensors; inner: all kept heads' channels together."""
         into = 3 * inner if self.kind == "attn" else inner
         bias = into if self.kind == "mlp" or self.qkv_bias else 0
         cost = inputs * into + bias + inner * outputs + outputs + 2 * self.dim
-        cost = cost + outputs if self.layer_scale else cost
-        return np.where((inputs > 0) & (inner > 0) & (outputs > 0), cost, 0)
+        return cost + outputs if self.layer_scale else cost
 
     def macs(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
         """MACs for one image at these kept widths, the attention products (2 N^2 H K) included."""

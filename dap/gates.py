@@ -193,18 +193,31 @@ class _Gate:
     """Whether the gate masks what leaves the layer or what enters it."""
     copies: int
     """How often the gate repeats along that side: 3 H for head channels, which q, k, v and all heads share."""
+    each: int = 1
+    """Neighbours that share one element: K for whole heads."""
+
+    def spread(self, mask: Tensor) -> Tensor:
+        """(length,) -> the mask of all rows or columns."""
+        return mask.repeat_interleave(self.each).repeat(self.copies)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """One value per row or column -> (length,), the sum over those that share an element."""
+        return values.view(self.copies, self.length, self.each).sum((0, 2))
 
 
 class Gates:
     """The masks of a model. The raw parameters stay the same objects, so an optimizer may be built before or after."""
 
-    def __init__(self, branches: list[Branch], which: Literal["inner", "all"]) -> None:
+    def __init__(self, branches: list[Branch], which: Literal["inner", "all", "rows"], learnt: bool = False) -> None:
+        """which: see _gates_of;  learnt: let autograd fill slopes(), at some cost in every step. The model must then be
+        on the device that trains it already.
+        """
         self.gates = [_gates_of(branch, which) for branch in branches]
         self._flat = [gate for block in self.gates for gate in block]
         for linear in dict.fromkeys(gate.linear for gate in self._flat):
             mine = [gate for gate in self._flat if gate.linear is linear]
-            rows = next((_ones(linear.out_features, linear) for g in mine if g.side == "rows"), None)
-            cols = next((_ones(linear.in_features, linear) for g in mine if g.side == "cols"), None)
+            rows = next((_ones(linear.out_features, linear, learnt) for g in mine if g.side == "rows"), None)
+            cols = next((_ones(linear.in_features, linear, learnt) for g in mine if g.side == "cols"), None)
             parametrize.register_parametrization(linear, "weight", _Mask(rows, cols), unsafe=True)
             if rows is not None and linear.bias is not None:
                 parametrize.register_parametrization(linear, "bias", _Mask(rows, None), unsafe=True)
@@ -213,6 +226,29 @@ class Gates:
         """(sum of gate lengths,) float32: mask x dL/dmask of every element, gates in order."""
         return torch.cat([_taylor(gate) for gate in self._flat])
 
+    def norms(self) -> Tensor:
+        """(sum of gate lengths,) float32: norm of the raw weights that each element masks, gates in order.
+
+        The root mean square over an element's weights, divided by that of the whole gate: all gates have mean square 1,
+        so that layers of different scale and fan-in compare.
+        """
+        return torch.cat([_relative_norm(gate) for gate in self._flat])
+
+    def slopes(self) -> list[Tensor]:
+        """dL/dmask of the last backward, (length,) per gate in order, also where the mask is 0; cleared by reading.
+
+        Raises ValueError if there was no backward.
+        """
+        slopes = []
+        for gate in self._flat:
+            mask = cast(Any, gate.linear).parametrizations["weight"][0].get_buffer(gate.side)
+            if mask.grad is None:
+                raise ValueError("the masks have no gradient: call step() after loss.backward()")
+            slopes.append(gate.gather(mask.grad).float())
+            mask.grad = None
+        return slopes
+
+    @torch.no_grad()
     def set(self, masks: list[Tensor]) -> None:
         """masks: one (E,) per block, the block's gates one after another."""
         for block, mask_E in zip(self.gates, masks, strict=True):
@@ -221,7 +257,7 @@ class Gates:
                 for name in ("weight", "bias") if parametrize.is_parametrized(gate.linear, "bias") else ("weight",):
                     buffer = getattr(cast(Any, gate.linear).parametrizations[name][0], gate.side)
                     if buffer is not None:
-                        buffer.copy_(part.repeat(gate.copies))
+                        buffer.copy_(gate.spread(part))
 
     def remove(self) -> None:
         """Leave a plain model behind, the masks multiplied into its weights."""
@@ -230,9 +266,16 @@ class Gates:
                 parametrize.remove_parametrizations(linear, name, leave_parametrized=True)
 
 
-def _gates_of(branch: Branch, which: Literal["inner", "all"]) -> list[_Gate]:
+def _gates_of(branch: Branch, which: Literal["inner", "all", "rows"]) -> list[_Gate]:
+    """which: "inner": head channels, hidden units; "all": also inputs, outputs; "rows": whole heads, layer outputs."""
     shape = branch.shape
     into, out_of = branch.into, branch.out_of
+    leave = _Gate(name="out", length=shape.dim, linear=out_of, side="rows", copies=1)
+    if which == "rows":
+        if shape.kind == "attn":
+            heads = _Gate(name="heads", length=shape.heads, linear=out_of, side="cols", copies=1, each=shape.width)
+            return [heads, leave]
+        return [_Gate(name="width", length=shape.width, linear=into, side="rows", copies=1), leave]
     if shape.kind == "attn":
         width = _Gate(name="width", length=shape.width, linear=into, side="rows", copies=3 * shape.heads)
     else:  # behind the activation; for a hard mask no different from before it
@@ -240,12 +283,11 @@ def _gates_of(branch: Branch, which: Literal["inner", "all"]) -> list[_Gate]:
     if which == "inner":
         return [width]
     enter = _Gate(name="in", length=shape.dim, linear=into, side="cols", copies=1)
-    leave = _Gate(name="out", length=shape.dim, linear=out_of, side="rows", copies=1)
     return [enter, width, leave]
 
 
-def _ones(length: int, linear: nn.Linear) -> Tensor:
-    return torch.ones(length, dtype=linear.weight.dtype, device=linear.weight.device)
+def _ones(length: int, linear: nn.Linear, learnt: bool) -> Tensor:
+    return torch.ones(length, dtype=linear.weight.dtype, device=linear.weight.device, requires_grad=learnt)
 
 
 def _raw(linear: nn.Linear, name: str) -> Tensor | None:
@@ -266,11 +308,20 @@ def _taylor(gate: _Gate) -> Tensor:
             "and leave requires_grad of the blocks' linear layers on"
         )
     if gate.side == "cols":
-        return torch.einsum("rc,rc->c", weight, weight.grad).float()
+        return gate.gather(torch.einsum("rc,rc->c", weight, weight.grad)).float()
     score_R = torch.einsum("rc,rc->r", weight, weight.grad)
     if bias is not None and bias.grad is not None:
         score_R = score_R + bias * bias.grad
-    return score_R.view(gate.copies, gate.length).sum(0).float()
+    return gate.gather(score_R).float()
+
+
+@torch.no_grad()
+def _relative_norm(gate: _Gate) -> Tensor:
+    """(length,) norm of each element's raw weights, without bias, relative to the gate's mean square."""
+    weight = _raw(gate.linear, "weight")
+    assert weight is not None
+    squares = gate.gather(weight.float().square().sum(1 if gate.side == "rows" else 0))
+    return (squares / squares.mean()).sqrt()
 
 
 class TokenTap:

@@ -46,6 +46,32 @@ def ranks_of(values_E: Array, tie_E: Ints) -> Ints:
     return ranks_E
 
 
+def global_ranks(scores: Sequence[Array], previous: Sequence[Ints]) -> tuple[Ints, list[Ints]]:
+    """One ranking over the units of all blocks, for the controls that give blocks no budget.
+
+    scores:   one (E,) float >= 0 each, comparable between blocks
+    previous: one (E,) int each, the ranks so far; they decide between equal scores of a block
+    Returns the block of every unit, the best unit first, and the ranks inside each block, 0 cut first.
+    """
+    ranks = [ranks_of(score_E, previous_E) for score_E, previous_E in zip(scores, previous, strict=True)]
+    block = np.repeat(np.arange(len(scores)), [len(score_E) for score_E in scores])
+    return block[np.lexsort((np.concatenate(ranks), np.concatenate(scores)))[::-1]], ranks
+
+
+def global_targets(curves: Sequence[Ints], order: Ints, budget: int) -> Array:
+    """(B,) cost of each block when the best units of all blocks stay, as many as the budget covers.
+
+    curves: one (E + 1,) int each, non-decreasing: cost of the block at m kept elements
+    order:  block of every unit, the best unit first
+    """
+    steps = np.zeros(len(order), dtype=np.int64)
+    for b, curve in enumerate(curves):
+        steps[order == b] = np.diff(curve)
+    units = int(np.searchsorted(np.cumsum(steps), budget, side="right"))
+    kept_B = np.bincount(order[:units], minlength=len(curves))
+    return np.array([float(curve[m]) for curve, m in zip(curves, kept_B, strict=True)])
+
+
 def kept_per_gate(ranks_E: Ints, gate_of_E: Ints, gates: int) -> Ints:
     """(E + 1, gates) int: how many elements of each gate are among the m kept ones, for m = 0 .. E."""
     from_top_E = gate_of_E[np.argsort(-ranks_E)]

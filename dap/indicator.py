@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dap.method import average_over_ranks
 
 # Blocks whose probes are read in one call. They share nothing, so the number changes no result: more blocks need more
 # memory at a time, fewer mean more and smaller calls.
@@ -153,20 +154,11 @@ class Indicator:
                 parts.append(loss.detach())
                 first += size
             losses = torch.cat(parts, dim=1)
-        if dist.is_available() and dist.is_initialized():
-            self._average_gradients()
+        # the probes start equal on all ranks (same seed) and so stay equal
+        average_over_ranks([cast(Tensor, p.grad) for p in self.probes.parameters()])
         self.optimizer.step()
         self.optimizer.zero_grad()
         return losses[..., 0] - losses[..., 1]
-
-    def _average_gradients(self) -> None:
-        """Mean over ranks; the probes start equal (same seed) and so stay equal."""
-        grads = [cast(Tensor, p.grad) for p in self.probes.parameters()]
-        flat = torch.cat([g.flatten() for g in grads])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        for grad, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

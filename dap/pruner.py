@@ -11,14 +11,12 @@
 Key: B blocks (= 2 x layers), E elements of one block's gates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from math import isfinite
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,13 +26,15 @@ from dap.compact import compact
 from dap.cost import count_macs, count_params
 from dap.gates import Gates, TokenTap, branches_of, check_supported
 from dap.indicator import Indicator
+from dap.method import BlockReport, MaskUpdate, average_over_ranks, check_number
 from dap.schedule import Schedule, rank_mask
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Gating = Literal["inner", "all"]
 Probe = Literal["default", "reference"]
-Allocation = Literal["bpi", "uniform"]
+Allocation = Literal["bpi", "uniform", "global"]
+Score = Literal["taylor", "magnitude"]
 Cost = Literal["params", "macs"]
 
 
@@ -49,7 +49,10 @@ class PruneConfig:
     gates: Gating = "inner"
     """Units that may go: "inner" (head width, hidden units) or "all" (also channels that a branch reads and writes)."""
     allocation: Allocation = "bpi"
-    """How blocks share the budget: "bpi" (their measured benefit) or "uniform" (same share each, the control)."""
+    """How blocks share the budget: "bpi" (their measured benefit), "uniform" (a control: the same share each) or
+    "global" (a control: no shares, the best units of all blocks stay; nothing is probed)."""
+    score: Score = "taylor"
+    """What ranks units: "taylor" (accumulated second-order Taylor score) or "magnitude" (the norm of their weights)."""
     probe: Probe = "default"
     """Probes behind the benefit: "default" (cheap) or "reference" (the paper's: every step, all images, full width)."""
     probe_steps: int = 2
@@ -76,58 +79,22 @@ class PruneConfig:
     """Seed of the probes' weights, the only random numbers drawn."""
 
     def __post_init__(self) -> None:
-        self._check_number("sparsity", 0.0, 1.0, open_ends=True)
-        self._check_number("start", 0.0, 1.0)
-        self._check_number("sparse", 0.0, 1.0)
+        check_number(self, "sparsity", 0.0, 1.0, open_ends=True)
+        check_number(self, "start", 0.0, 1.0)
+        check_number(self, "sparse", 0.0, 1.0)
         for name in ("probe_lr", "temperature", "smoothing", "class_weight"):
-            self._check_number(name, 0.0, 1.0)
-        self._check_number("benefit_scale", 0.0, float("inf"), open_ends=True)
+            check_number(self, name, 0.0, 1.0)
+        check_number(self, "benefit_scale", 0.0, float("inf"), open_ends=True)
         if self.start >= self.sparse:
             raise ValueError(f"start must lie before sparse, got start={self.start} and sparse={self.sparse}")
-        for name, kind in (("cost", Cost), ("gates", Gating), ("allocation", Allocation), ("probe", Probe)):
+        kinds = {"cost": Cost, "gates": Gating, "allocation": Allocation, "score": Score, "probe": Probe}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
         for name in ("probe_steps", "probe_images", "updates_per_epoch", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-    def _check_number(self, name: str, low: float, high: float, open_ends: bool = False) -> None:
-        value = getattr(self, name)
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-        if not valid or not low <= value <= high or (open_ends and value in (low, high)):
-            ends = "strictly between" if open_ends else "between"
-            raise ValueError(f"{name} must be a number {ends} {low:g} and {high:g}, got {value!r}")
-
-
-class BlockReport(TypedDict):
-    """One block as it stands after the last update; plain types, ready for JSON."""
-
-    name: str
-    """ "attn 0", "mlp 0", "attn 1", ..."""
-    bpi_class: float | None
-    """Mean class-token indicator over the last interval, nats; None before the first update."""
-    bpi_patch: float | None
-    """Mean patch-token indicator, likewise."""
-    keep_ratio: float
-    """Share of the block's dense parameters (or MACs) that it holds, counting elements whose mask is >= 0.5."""
-    width: int
-    """Kept units of its inner gate: head width of an attention block, hidden units of an MLP; 0 if it is gone."""
-
-
-class MaskUpdate(TypedDict):
-    """What an update of the masks did; plain types, ready for JSON."""
-
-    step: int
-    """Optimizer steps taken, this one included."""
-    progress: float
-    """Share of the cut in force, 0 to 1."""
-    temperature: float
-    """Mask width as a share of a block's elements; 0 means hard."""
-    sparsity: float
-    """Share of the model's parameters (or MACs) whose mask is < 0.5."""
-    blocks: list[BlockReport]
-    """All blocks, in the order they act on the residual stream."""
 
 
 class Pruner:
@@ -139,7 +106,11 @@ class Pruner:
     step() once per optimizer step, after backward and before gradients are clipped or cleared; with gradient
     accumulation the targets are those of the last micro-batch. With several processes build it on every rank before the
     model is wrapped in DistributedDataParallel: statistics are averaged over ranks, and all ranks decide the same.
+    Follows dap.method.Method.
     """
+
+    calibration_steps: ClassVar[int] = 0
+    finetunes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -197,6 +168,8 @@ class Pruner:
         self._tap = TokenTap(self.model, every=1 if config.probe == "reference" else config.probe_images)
         self._lengths = [[gate.length for gate in block] for block in self._gates.gates]
         self._ranks = [np.arange(sum(lengths)) for lengths in self._lengths]
+        # block of every unit, the best unit first; only allocation="global" looks at it
+        self._order = np.repeat(np.arange(len(shapes)), [len(ranks) for ranks in self._ranks])
         self._kept = [sum(lengths) for lengths in self._lengths]
         self._bpi: Array | None = None  # (2, B) mean over the last interval
         self._importance: list[Array | None] = [None, None]  # running, class token and patch tokens
@@ -212,6 +185,12 @@ class Pruner:
 
     # the loop's side
 
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Nothing: all statistics come from training."""
+
+    def loss(self, targets: Tensor) -> None:
+        """Nothing is added to the main loss."""
+
     def step(self, targets: Tensor) -> MaskUpdate | None:
         """Learn from one training step; move the masks when an update is due.
 
@@ -221,7 +200,7 @@ class Pruner:
         """
         if self._hard or self._step >= self.schedule.total_steps:
             raise ValueError(f"the pruning run of {self.schedule.total_steps} steps is over: call finalize()")
-        scores = self._gates.scores()
+        scores = self._gates.scores() if self.config.score == "taylor" else self._gates.norms()
         # A step with overflowed gradients (mixed precision) is one that the optimizer skips as well.
         self._score_sum += torch.where(scores.sum().isfinite(), scores.square(), 0.0)
         self._scored_steps += 1
@@ -273,6 +252,7 @@ class Pruner:
                     bpi_class=None if self._bpi is None else float(self._bpi[0, b]),
                     bpi_patch=None if self._bpi is None else float(self._bpi[1, b]),
                     keep_ratio=float(self._cost_of[b](*kept)) / float(self._dense_B[b]),
+                    heads=branch.shape.heads if min(kept) > 0 else 0,
                     width=int(kept[1]) if min(kept) > 0 else 0,
                 )
             )
@@ -282,17 +262,17 @@ class Pruner:
 
     def _learn_from_interval(self) -> None:
         """Turn the interval's sums into new ranks and a new running importance, and clear them."""
-        if dist.is_available() and dist.is_initialized():
-            for total in (self._score_sum, self._bpi_sum):
-                dist.all_reduce(total)
-                total /= dist.get_world_size()
+        average_over_ranks([self._score_sum, self._bpi_sum])
         ends = np.cumsum([sum(lengths) for lengths in self._lengths])[:-1]
         scores = np.split(self._score_sum.cpu().numpy().astype(np.float64), ends)
-        for b, branch in enumerate(self._branches):
-            names = [gate.name for gate in self._gates.gates[b]]
-            parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
-            by_gate = dict(zip(names, parts, strict=True))
-            self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
+        if self.config.allocation == "global":
+            self._order, self._ranks = importance.global_ranks(scores, self._ranks)
+        else:
+            for b, branch in enumerate(self._branches):
+                names = [gate.name for gate in self._gates.gates[b]]
+                parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
+                by_gate = dict(zip(names, parts, strict=True))
+                self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
         if self._probed_steps:
             self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._probed_steps
             held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
@@ -317,9 +297,12 @@ class Pruner:
         if progress == 0.0:
             self._kept = [len(ranks) for ranks in self._ranks]
         else:
-            target_B = self._dense_B * (1.0 - progress * (1.0 - self._final_ratios()))
             budget = int(self._dense_B.sum() - progress * (self._dense_B.sum() - self._budget) + 1e-3)
             curves = [cost(*self._all_counts(b).T) for b, cost in enumerate(self._cost_of)]
+            if self.config.allocation == "global":
+                target_B = importance.global_targets(curves, self._order, budget)
+            else:
+                target_B = self._dense_B * (1.0 - progress * (1.0 - self._final_ratios()))
             self._kept = importance.select_counts(curves, target_B.tolist(), budget, self._choices)
         self._set_masks(temperature)
         blocks = self.blocks()
@@ -362,7 +345,8 @@ class Pruner:
     def _open_tap(self) -> None:
         """Watch the next training forward if its step is to be probed."""
         every = 1 if self.config.probe == "reference" else self.config.probe_steps
-        self._tap.open = not self._hard and self._step % every == 0
+        probed = self.config.allocation != "global"
+        self._tap.open = probed and not self._hard and self._step % every == 0
 
     # saving and resuming
 
@@ -378,6 +362,7 @@ class Pruner:
             "probe_optimizer": self._indicator.optimizer.state_dict(),
             "ranks": [torch.from_numpy(ranks.copy()) for ranks in self._ranks],
             "kept": list(self._kept),
+            "order": torch.from_numpy(self._order.copy()),
             "bpi": None if self._bpi is None else torch.from_numpy(self._bpi.copy()),
             "importance": [None if i is None else torch.from_numpy(i.copy()) for i in self._importance],
             "score_sum": self._score_sum.clone(),
@@ -399,6 +384,7 @@ class Pruner:
         self._indicator.optimizer.load_state_dict(state["probe_optimizer"])
         self._ranks = [ranks.numpy().copy() for ranks in state["ranks"]]
         self._kept = list(state["kept"])
+        self._order = state["order"].numpy().copy()
         self._bpi = None if state["bpi"] is None else state["bpi"].numpy().copy()
         self._importance = [None if i is None else i.numpy().copy() for i in state["importance"]]
         self._score_sum.copy_(state["score_sum"])

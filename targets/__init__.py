@@ -6,12 +6,9 @@ To add a target: an entry in TARGETS, a budget in budgets/, and for a new format
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-LayerKind = Literal["qkv", "hidden"]
 
 
-def xnnpack_width(kind: LayerKind, n: int) -> bool:
+def xnnpack_width(kind: str, n: int) -> bool:
     """Whether XNNPACK runs a linear layer of n outputs at full speed: not if n mod 16 is 1 to 8.
 
     There it falls back to a kernel eight columns wide, which with AVX2 costs up to 1.7 times in ExecuTorch and 1.17 in
@@ -31,8 +28,8 @@ class Target:
     budget: Path
     """a TOML file as targets.validate.load_budget takes it"""
     threads: int
-    allowed_width: Callable[[LayerKind, int], bool] | None
-    """whether a linear layer of n outputs (heads x head width, or hidden units) runs well; None: every width does"""
+    allowed_width: Callable[[str, int], bool] | None
+    """whether a linear layer of n outputs runs well: "qkv" (n = heads x head width) or "hidden"; None: all widths do"""
 
 
 TARGETS: dict[str, Target] = {

@@ -40,16 +40,14 @@ class RootMeanSquareNorm(nn.Module):
 
 
 class Channels(nn.Module):
-    """Channels picked (and repeated) by index, plus a constant: (B, N, D) -> (B, N, len(index))."""
+    """Channels picked (and repeated) by index: (B, N, D) -> (B, N, len(index))."""
 
-    def __init__(self, index: Tensor, offset: Tensor | None = None) -> None:
+    def __init__(self, index: Tensor) -> None:
         super().__init__()
         self.index = nn.Buffer(index)
-        self.offset = None if offset is None else nn.Buffer(offset.float())
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        y = x_BND.index_select(-1, self.index)
-        return y if self.offset is None else y + self.offset
+        return x_BND.index_select(-1, self.index)
 
 
 class ExportAttention(nn.Module):
@@ -127,7 +125,7 @@ def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Ex
     model: VisionTransformer or VisionTransformerDistilled of timm, float32, eval mode. Per block, heads, head width
            and hidden width may differ; a branch (attn, mlp) may be None or have the attribute `removed`; norm1 / norm2
            may be Sequential(norm, m), m.index selecting the channels that enter the branch; ls1 / ls2 may be
-           Sequential(scale, m), m.index naming the channels that the branch writes, m.base being added to all
+           Sequential(scale, m), m.index naming the channels that the branch writes
     mean, std: per channel, for pixels in 0..1, as in timm's data configuration
     Raises ValueError naming the part that has no exact export form.
     Source of the zero-mean stream: arXiv 2305.14858.
@@ -267,10 +265,9 @@ def _writer(linear: Any, scaling: Any, name: str, width: int) -> nn.Module:
     index = _index(scatter, name)
     rows = torch.full((width,), len(index))
     rows[index] = torch.arange(len(index))
-    base = None if getattr(scatter, "base", None) is None else _double(scatter.base)
     return nn.Sequential(
         _linear(torch.cat([weight - mean_weight, -mean_weight]), torch.cat([bias - mean_bias, -mean_bias])),
-        Channels(rows, None if base is None else base - base.mean()),
+        Channels(rows),
     )
 
 

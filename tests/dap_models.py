@@ -1,5 +1,6 @@
 """Tiny seeded ViTs and a short pruning run, for the tests of dap."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from dap.pruner import MaskUpdate, Pruner
+from dap import MaskUpdate, Method, architecture_of, load_compact, save_compact
 
 CLASSES = 5
 torch.set_num_threads(1)  # tensors this small take longer to share out than to compute
@@ -39,13 +40,15 @@ def batches(count: int, size: int = 8, seed: int = 1) -> list[tuple[Tensor, Tens
 
 
 def train(
-    model: VisionTransformer, pruner: Pruner, optimizer: torch.optim.Optimizer, data: list[tuple[Tensor, Tensor]]
+    model: VisionTransformer, pruner: Method, optimizer: torch.optim.Optimizer, data: list[tuple[Tensor, Tensor]]
 ) -> list[MaskUpdate]:
-    """The loop of the README. Returns the updates."""
+    """The loop of dap.Method. Returns the updates."""
     updates = []
     model.train()
     for images, targets in data:
-        F.cross_entropy(model(images), targets).backward()
+        loss = F.cross_entropy(model(images), targets)
+        extra = pruner.loss(targets)
+        (loss if extra is None else loss + extra).backward()
         update = pruner.step(targets)
         if update is not None:
             updates.append(update)
@@ -63,3 +66,15 @@ def logits(model: VisionTransformer, seed: int = 2) -> Tensor:
         out = model(images)
     model.train(training)
     return out
+
+
+def check_survives(small: VisionTransformer, folder: Path) -> None:
+    """A small model is saved, loaded, exported and trained on like any other."""
+    save_compact(small, folder)
+    loaded = load_compact(folder)
+    assert torch.equal(logits(loaded), logits(small))
+    assert architecture_of(loaded) == architecture_of(small)
+    images = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(torch.export.export(loaded, (images,)).module()(images), loaded(images))
+    small.train()(batches(1)[0][0]).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())

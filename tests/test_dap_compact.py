@@ -66,9 +66,28 @@ def test_compact_equals_masked(kind: str, which: str, data: st.DataObject) -> No
             whole = data.draw(st.sampled_from(["some", "some", "all", "none"]))
             some = data.draw(st.sets(st.integers(0, length - 1), min_size=1))
             gates[name] = {"some": sorted(some), "all": list(range(length)), "none": []}[whole]
-        kept.append(gates)
+        # as the pruner does it: a block that is gone has lost its outputs too
+        kept.append(gates if all(gates.values()) else {name: [] for name in gates})
     masked, small = cut(model, which, kept)
     torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+
+
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_whole_heads_and_rows(data: st.DataObject) -> None:
+    model = tiny_vit(num_heads=4, init_values=0.5)
+    kept = [
+        {gate.name: sorted(data.draw(st.sets(st.integers(0, gate.length - 1), min_size=1))) for gate in block}
+        for block in Gates(branches_of(tiny_vit(num_heads=4)), "rows").gates
+    ]
+    masked, small = cut(model, "rows", kept)
+    torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+    assert [block.attn.num_heads for block in small.blocks] == [len(kept[0]["heads"]), len(kept[2]["heads"])]
+
+
+def test_a_block_that_is_gone_may_not_write() -> None:
+    with pytest.raises(AssertionError, match="attn 0 is gone but still writes"):
+        cut(tiny_vit(), "all", [{"in": [0], "width": [], "out": [1]}] * 4)
 
 
 @pytest.mark.parametrize("which", ["inner", "all"])
@@ -76,7 +95,7 @@ def test_compact_equals_masked(kind: str, which: str, data: st.DataObject) -> No
 def test_every_combination_of_branches_that_are_gone(which: str, dead: tuple[int, ...]) -> None:
     model = tiny_vit(init_values=0.5, distilled=True)
     kept = [
-        {name: [] if gone and name == "width" else list(range(0, length, 2)) for name, length in sizes.items()}
+        {name: [] if gone and name != "in" else list(range(0, length, 2)) for name, length in sizes.items()}
         for gone, sizes in zip(dead, lengths(model, which), strict=True)
     ]
     masked, small = cut(model, which, kept)
@@ -100,7 +119,7 @@ def test_costs_are_those_of_the_small_model() -> None:
     dense = count_params(model)
     dense_macs = count_macs(model)
     assert list(block_params(model).values()) == [int(s.params(s.dim, s.width, s.dim)) for s in shapes]
-    kept = [{"in": [0, 3, 5], "width": [1, 2], "out": [4, 5, 6, 7]}] * 3 + [{"in": [1], "width": [], "out": [2]}]
+    kept = [{"in": [0, 3, 5], "width": [1, 2], "out": [4, 5, 6, 7]}] * 3 + [{"in": [1], "width": [], "out": []}]
     _, small = cut(model, "all", kept)
     expected = [int(s.params(3, 2, 4)) for s in shapes[:3]] + [0]
     assert list(block_params(small).values()) == expected

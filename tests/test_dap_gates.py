@@ -181,3 +181,45 @@ def test_gated_attention_and_other_families_are_refused_by_name() -> None:
         check_supported(swin)
     with pytest.raises(ValueError, match=r"model\.module"):
         check_supported(nn.DataParallel(tiny_vit()))
+
+
+def test_relative_norms_compare_layers_of_any_scale() -> None:
+    model: Any = tiny_vit()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc2.weight.mul_(100.0)
+        model.blocks[0].mlp.fc2.weight[:, 3] = 0.0
+    norms = torch.split(Gates(branches_of(model), "inner").norms(), [12, 96, 12, 96])
+    for part in norms:
+        assert part.square().mean() == pytest.approx(1.0, rel=1e-5)
+    assert norms[1][3] == 0.0
+    expected = model.blocks[1].attn.qkv.weight.detach().view(6, 12, 24).square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(norms[2] / norms[2][0], expected / expected[0])
+
+
+def test_learnt_masks_have_slopes_even_where_they_are_0() -> None:
+    model = tiny_vit()
+    gates = Gates(branches_of(model), "rows", learnt=True)
+    assert [[(g.name, g.length) for g in block] for block in gates.gates[:2]] == [
+        [("heads", 2), ("out", 24)],
+        [("width", 96), ("out", 24)],
+    ]
+    masks = [mask.round() for mask in random_masks(gates)]
+    gates.set(masks)
+    images, targets = batches(1)[0]
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(images), targets)
+
+    loss().backward()
+    slopes = torch.cat(gates.slopes())
+    flat, step = torch.cat(masks), 1e-2
+    for element in (0, 1, 5, 40, 130, 150):
+        values = []
+        for sign in (1.0, -1.0):
+            moved = flat.clone()
+            moved[element] += sign * step
+            gates.set(list(torch.split(moved, [len(mask) for mask in masks])))
+            values.append(float(loss().detach()))
+        assert slopes[element] == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05, abs=2e-4)
+    with pytest.raises(ValueError, match=r"after loss\.backward"):
+        gates.slopes()

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from dap import allocate
 from dap.cost import BranchShape
-from dap.importance import GATE_WEIGHTS, joint_ranks, kept_per_gate, select_counts, width_choices
+from dap.importance import (
+    GATE_WEIGHTS,
+    global_ranks,
+    global_targets,
+    joint_ranks,
+    kept_per_gate,
+    select_counts,
+    width_choices,
+)
 
 DEIT = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 
@@ -121,3 +129,23 @@ def test_width_rule_gets_layer_kind_and_layer_width() -> None:
     assert seen == [("qkv", 3), ("qkv", 6), ("qkv", 9), *(("hidden", n) for n in (1, 2, 3, 4))]
     with pytest.raises(ValueError, match="loosen"):
         width_choices("mlp", 1, 4, lambda kind, n: False)
+
+
+def test_global_ranking_keeps_the_best_units_of_all_blocks() -> None:
+    scores = [np.array([5.0, 1.0, 3.0]), np.array([4.0, 0.0])]
+    order, ranks = global_ranks(scores, [np.arange(3), np.arange(2)])
+    assert order.tolist() == [0, 1, 0, 0, 1]
+    assert [r.tolist() for r in ranks] == [[2, 0, 1], [1, 0]]
+    curves = [np.array([0, 10, 20, 30]), np.array([0, 7, 14])]
+    for budget, targets in ((9, [0, 0]), (10, [10, 0]), (26, [10, 7]), (27, [20, 7]), (44, [30, 14])):
+        assert global_targets(curves, order, budget).tolist() == targets
+
+
+@given(st.integers(0, 2**31), st.integers(0, 60))
+def test_global_targets_fit_the_budget_and_leave_less_than_the_next_unit(seed: int, budget: int) -> None:
+    rng = np.random.default_rng(seed)
+    curves = [np.cumsum([0, *rng.integers(0, 6, size=n)]) for n in (4, 7, 1)]
+    order, _ = global_ranks([rng.random(len(c) - 1) for c in curves], [np.arange(len(c) - 1) for c in curves])
+    total = global_targets(curves, order, budget).sum()
+    assert total <= budget
+    assert total == sum(c[-1] for c in curves) or budget - total < 6

@@ -46,6 +46,7 @@ def test_bad_sparsity_is_refused(sparsity: Any) -> None:
         {"cost": "flops"},
         {"gates": "outer"},
         {"allocation": "random"},
+        {"score": "hessian"},
         {"probe": None},
         {"probe_steps": 0},
         {"probe_images": 1.5},
@@ -93,7 +94,7 @@ def test_before_start_training_is_untouched(probe: Any) -> None:
 
 @pytest.mark.parametrize("gates", ["inner", "all"])
 @pytest.mark.parametrize("cost", ["params", "macs"])
-@pytest.mark.parametrize("allocation", ["bpi", "uniform"])
+@pytest.mark.parametrize("allocation", ["bpi", "uniform", "global"])
 def test_a_run_ends_within_one_unit_of_its_target(gates: Any, cost: Any, allocation: Any) -> None:
     config = PruneConfig(sparsity=0.6, gates=gates, cost=cost, allocation=allocation)
     model, pruner, optimizer = make(config)
@@ -110,6 +111,7 @@ def test_a_run_ends_within_one_unit_of_its_target(gates: Any, cost: Any, allocat
     small = pruner.finalize()
     assert 1 - count(small) / dense == pytest.approx(last["sparsity"], abs=1e-9)
     assert 0 <= 0.4 * dense - count(small) <= one_unit + 1
+    assert not [name for name, buffer in small.named_buffers() if buffer.is_floating_point()]  # nothing uncounted
     assert json.loads(json.dumps(updates)) == updates
     assert [block["name"] for block in pruner.blocks()] == ["attn 0", "mlp 0", "attn 1", "mlp 1"]
     if allocation == "uniform" and gates == "inner" and cost == "params":
@@ -209,9 +211,9 @@ def test_a_zeroed_branch_is_worth_about_nothing() -> None:
 
 
 @pytest.mark.parametrize("at", [7, 20, STEPS])
-@pytest.mark.parametrize("gates", ["inner", "all"])
-def test_a_resumed_run_equals_one_that_was_not_interrupted(at: int, gates: Any) -> None:
-    config, data = PruneConfig(sparsity=0.6, gates=gates), batches(STEPS)
+@pytest.mark.parametrize("changes", [{}, {"gates": "all"}, {"allocation": "global"}], ids=["inner", "all", "global"])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(at: int, changes: dict[str, Any]) -> None:
+    config, data = PruneConfig(sparsity=0.6, **changes), batches(STEPS)
     model, pruner, optimizer = make(config)
     updates = train(model, pruner, optimizer, data)
 

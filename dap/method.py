@@ -1,0 +1,116 @@
+"""What every way to prune has in common: what a training loop calls, and what it reports.
+
+The methods are dap.pruner.Pruner (DAP and its controls uniform, taylor and magnitude) and those in dap.baselines.
+"""
+
+from collections.abc import Iterable
+from math import isfinite
+from typing import Any, Protocol, TypedDict
+
+import torch
+import torch.distributed as dist
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+
+class BlockReport(TypedDict):
+    """One block as it stands after the last update; plain types, ready for JSON."""
+
+    name: str
+    """ "attn 0", "mlp 0", "attn 1", ..."""
+    bpi_class: float | None
+    """Mean class-token indicator over the last interval, nats; None before the first update or if not measured."""
+    bpi_patch: float | None
+    """Mean patch-token indicator, likewise."""
+    keep_ratio: float
+    """Share of the block's dense parameters (or MACs) that it holds, counting elements whose mask is >= 0.5."""
+    heads: int
+    """Kept heads of an attention block, 1 for an MLP; 0 if it is gone."""
+    width: int
+    """Kept head width of an attention block or hidden units of an MLP; 0 if it is gone."""
+
+
+class MaskUpdate(TypedDict):
+    """What an update of the masks did; plain types, ready for JSON."""
+
+    step: int
+    """Optimizer steps taken, this one included."""
+    progress: float
+    """Share of the cut in force, 0 to 1."""
+    temperature: float
+    """Mask width as a share of a block's elements; 0 means hard."""
+    sparsity: float
+    """Share of the model's parameters (or MACs) whose mask is < 0.5."""
+    blocks: list[BlockReport]
+    """All blocks, in the order they act on the residual stream."""
+
+
+class Method(Protocol):
+    """One way to prune. A loop that follows this contract needs no rule of any method:
+
+        if method.calibration_steps:                    # one shot: decided on the network as it is, not trained
+            method.calibrate(first calibration_steps batches)
+        else:
+            for images, targets in loader:
+                loss = criterion(model(images), targets)
+                extra = method.loss(targets)
+                (loss if extra is None else loss + extra).backward()
+                method.step(targets)
+                optimizer.step(); optimizer.zero_grad()
+        small = method.finalize()                       # then fine-tuned if method.finetunes
+
+    Parameters that only the method has (probes, scores, auxiliary classifiers) are trained inside it.
+    """
+
+    @property
+    def calibration_steps(self) -> int:
+        """Batches that calibrate() needs; 0: the method prunes while the model trains. One that calibrates prunes in
+        one shot. It has no masks: harden() leaves the model whole, and the small model computes something else.
+        """
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the small model is trained on; a method without it spends all epochs before finalize()."""
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Decide from normalised (B, 3, H, W) images and their targets what goes; changes no weight."""
+
+    def loss(self, targets: Tensor) -> Tensor | None:
+        """What the method adds to the main loss of the last training forward, or None."""
+
+    def step(self, targets: Tensor) -> MaskUpdate | None:
+        """Learn from one training step, after backward; returns what an update of the masks did, or None."""
+
+    def harden(self) -> MaskUpdate:
+        """Make all masks 0 or 1 at the final sparsity; the model keeps its dense shape."""
+
+    def blocks(self) -> list[BlockReport]:
+        """The blocks as they stand."""
+
+    def finalize(self) -> VisionTransformer:
+        """The small dense model; exactly what the hardened one computes, where there are masks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit: tensors and plain types."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from state_dict() of a method with the same config on the same kind of model."""
+
+
+def average_over_ranks(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, if there are several."""
+    if dist.is_available() and dist.is_initialized():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def check_number(config: object, name: str, low: float, high: float, open_ends: bool = False) -> None:
+    """Raise ValueError unless the setting `name` is a number between low and high, without them if open_ends."""
+    value = getattr(config, name)
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not valid or not low <= value <= high or (open_ends and value in (low, high)):
+        ends = "strictly between" if open_ends else "between"
+        raise ValueError(f"{name} must be a number {ends} {low:g} and {high:g}, got {value!r}")
