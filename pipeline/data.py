@@ -1,9 +1,7 @@
 """Datasets: images with their classes, and how a model wants to see them."""
 
+import dataclasses
 import hashlib
-import io
-import os
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +9,27 @@ from typing import Any, Protocol
 import numpy as np
 import timm
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline import augment, cifar, images, layouts
 from pipeline.augment import Augmentation
+from pipeline.catalog import KNOWN
+from pipeline.images import Picture
+from pipeline.index import Files, Progress, Skipped, list_images
+from pipeline.layouts import Rows
+from pipeline.vetting import vet
 
-DATASETS = ("digits", "folder:PATH")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+DATASETS = ("digits", *KNOWN, "folder:PATH")
+LAYOUTS = {"ifood": layouts.ifood, "inat19": layouts.inat19, "imagenet": layouts.imagenet}
+AUGMENTATIONS = {
+    "digits": augment.DIGITS,
+    "cifar10": augment.CIFAR,
+    "cifar100": augment.CIFAR,
+    "ifood": augment.DEIT,
+    "inat19": augment.DEIT,
+    "imagenet": augment.DEIT,
+}
+SMALL = 128
+"""pixels: a folder whose images are no larger gets a recipe for small images, another one DeiT's without repetition"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,28 +44,66 @@ class View:
     """per channel, of images scaled to 0..1"""
     std: tuple[float, ...]
     """per channel, of images scaled to 0..1"""
+    interpolation: str = "bicubic"
+    """of the resize in evaluation: bicubic or bilinear, antialiased"""
+    crop_mode: str = "center"
+    """center: proportions are kept; squash: they are not, the resized image is square"""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bicubic", "bilinear") or self.crop_mode not in ("center", "squash"):
+            raise ValueError(
+                f"the model wants its images resized by interpolation={self.interpolation}, crop_mode={self.crop_mode};"
+                " only bicubic and bilinear, center and squash are supported. Take another MODEL"
+            )
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "View":
         """The view in preprocess.json."""
-        return View(
-            size=values["size"], crop_ratio=values["crop_ratio"], mean=tuple(values["mean"]), std=tuple(values["std"])
-        )
+        known = {field.name: values[field.name] for field in dataclasses.fields(View) if field.name in values}
+        return View(**{**known, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     @staticmethod
     def of(model: torch.nn.Module) -> "View":
         """What timm's own configuration of this model says."""
         config = timm.data.resolve_model_data_config(model)
         return View(
-            size=config["input_size"][-1], crop_ratio=config["crop_pct"], mean=config["mean"], std=config["std"]
+            size=config["input_size"][-1],
+            crop_ratio=config["crop_pct"],
+            mean=config["mean"],
+            std=config["std"],
+            interpolation=config["interpolation"],
+            crop_mode=config["crop_mode"],
         )
 
 
 class Images(Protocol):
-    """Random access to decoded images."""
+    """Random access to pictures."""
+
+    sizes: np.ndarray
+    """(n, 2) height and width as shown, pixels"""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> np.ndarray: ...
+    def __getitem__(self, index: int) -> Picture: ...
+    def chosen(self, rows: np.ndarray) -> "Images": ...
+
+
+class Arrays:
+    """Pictures that are in memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        """uint8 (n, H, W, 3) RGB"""
+        self.sizes = np.broadcast_to(array.shape[1:3], (len(array), 2))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Picture:
+        return images.of_array(self.array[index])
+
+    def chosen(self, rows: np.ndarray) -> "Arrays":
+        """Only the pictures of these rows."""
+        return Arrays(self.array[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +111,6 @@ class Split:
     """Images with their classes."""
 
     images: Images
-    """uint8 (H, W, 3) RGB each"""
     labels: np.ndarray
     """(n,) int64"""
 
@@ -78,36 +128,143 @@ class Dataset:
     augmentation: Augmentation
     """what suits these images"""
     fingerprint: str
-    """changes when the images do"""
+    """changes when an image or a label does, or their order"""
+    skipped: tuple[Skipped, ...] = ()
+    """files that are left out, and why"""
 
 
-def load_dataset(name: str, subset: str | None = None) -> Dataset:
-    """The dataset called `name`: `digits`, or `folder:PATH` of a directory or zip of {train,val}/<class>/<image>.
+def load_dataset(
+    name: str,
+    subset: str | None = None,
+    *,
+    folder: Path | None = None,
+    max_bad_share: float = 0.001,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `layouts.class_folders`.
 
     subset: `CLASSESxIMAGES`, for experiments that must be small: so many classes, spread evenly over all, with so many
     training images of each (their first) and all their validation images
-    Raises ValueError for an unknown name, a missing path, a layout that holds no images, or a subset that is not there.
+    folder: where a named dataset is unpacked; `data/<name>` if not given
+    max_bad_share: of all images; so many may be unusable, and are left out
+    progress: told while images are decoded for the first time
+    Raises ValueError for an unknown name, missing or damaged data, a class without images in one of the splits, more
+    unusable images than allowed, or a subset that is not there.
     """
-    check_name(name)
-    dataset = _digits() if name == "digits" else _class_folders(name, _path(name))
+    check_name(name, folder)
+    path = _path(name, folder)
+    try:
+        if name == "digits":
+            dataset = _in_memory(name, *_digits())
+        elif name in cifar.FILES:
+            dataset = _in_memory(name, *cifar.load(name, path))
+        else:
+            dataset = _of_files(name, path, max_bad_share, progress)
+    except FileNotFoundError as error:
+        raise ValueError(_missing(name, path, f"{error.filename or error} is missing")) from error
     return _subset(dataset, subset) if subset else dataset
+
+
+def check_name(name: str, folder: Path | None = None) -> None:
+    """Raises ValueError for a name that `load_dataset` does not know, and for data that are not there."""
+    if name != "digits" and name not in KNOWN and not name.startswith("folder:"):
+        raise ValueError(f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}")
+    if folder and name not in KNOWN:
+        raise ValueError(f"DATA={folder} tells where one of {', '.join(KNOWN)} lies; leave it out for DATASET={name}")
+    path = _path(name, folder)
+    if name != "digits" and not path.exists():
+        raise ValueError(_missing(name, path, f"{path} does not exist"))
+
+
+def _path(name: str, folder: Path | None) -> Path:
+    path = (folder or KNOWN[name].folder) if name in KNOWN else Path(name.removeprefix("folder:"))
+    return path.expanduser()
+
+
+def _missing(name: str, path: Path, what: str) -> str:
+    if name not in KNOWN:
+        return f"DATASET={name}: {what}"
+    known = KNOWN[name]
+    return (
+        f"DATASET={name}: {what}. `{known.command(path)}` gets {known.title}: {known.download_bytes / 1e9:.2g} GB to "
+        f"download, {known.unpacked_bytes / 1e9:.2g} GB unpacked. If you have it elsewhere, add DATA=dir"
+    )
+
+
+def _digits() -> tuple[tuple[str, ...], cifar.Arrays, cifar.Arrays]:
+    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels); a fixed 70/30 split, classes in equal shares."""
+    from sklearn.datasets import load_digits  # slow to import
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    labels = digits.target.astype(np.int64)
+    train, val = train_test_split(np.arange(len(labels)), test_size=0.3, random_state=0, stratify=labels)
+    classes = tuple(str(c) for c in digits.target_names)
+    return classes, (pixels[train], labels[train]), (pixels[val], labels[val])
+
+
+def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, val: cifar.Arrays) -> Dataset:
+    return Dataset(
+        name=name,
+        classes=classes,
+        train=Split(images=Arrays(train[0]), labels=train[1]),
+        val=Split(images=Arrays(val[0]), labels=val[1]),
+        augmentation=AUGMENTATIONS[name],
+        fingerprint=_digest(classes, *train, *val),
+    )
+
+
+def _of_files(name: str, path: Path, max_bad_share: float, progress: Progress | None) -> Dataset:
+    listing = list_images(path)
+    layout = LAYOUTS.get(name, layouts.class_folders)(listing)
+    try:
+        vetted = vet(listing, layout, max_bad_share, progress)
+    except ValueError as error:
+        raise ValueError(f"DATASET={name}: {error}") from error
+
+    def split(rows: Rows) -> Split:
+        members, labels = [member for member, _ in rows], np.array([label for _, label in rows], dtype=np.int64)
+        sizes = np.array([(vetted.checked[member].height, vetted.checked[member].width) for member in members])
+        return Split(images=Files(path, members, sizes), labels=labels)
+
+    train = split(vetted.train)
+    checksums = [np.array([(vetted.checked[m].crc, label) for m, label in rows]) for rows in (vetted.train, vetted.val)]
+    return Dataset(
+        name=name,
+        classes=layout.classes,
+        train=train,
+        val=split(vetted.val),
+        augmentation=AUGMENTATIONS.get(name) or _for_folder(train.images.sizes),
+        fingerprint=_digest(layout.classes, *checksums),
+        skipped=tuple(vetted.skipped),
+    )
+
+
+def _for_folder(sizes: np.ndarray) -> Augmentation:
+    return augment.LIGHT if np.median(sizes.max(axis=1)) <= SMALL else replace(augment.DEIT, repeats=1)
+
+
+def _digest(classes: tuple[str, ...], *arrays: np.ndarray) -> str:
+    return hashlib.sha256(repr(classes).encode() + b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def _subset(dataset: Dataset, subset: str) -> Dataset:
     parts = subset.split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"SUBSET={subset} must be CLASSESxIMAGES, such as 12x200")
-    classes, images = map(int, parts)
+    classes, count = map(int, parts)
     if not 2 <= classes <= len(dataset.classes):
         raise ValueError(f"SUBSET={subset}: {dataset.name} has {len(dataset.classes)} classes; take 2 or more of them")
     chosen = [i * len(dataset.classes) // classes for i in range(classes)]
     fewest = min(int((dataset.train.labels == label).sum()) for label in chosen)
-    if fewest < images:
+    if fewest < count:
         raise ValueError(f"SUBSET={subset}: a class of {dataset.name} has only {fewest} training images")
     return replace(
         dataset,
         classes=tuple(dataset.classes[label] for label in chosen),
-        train=_part(dataset.train, chosen, images),
+        train=_part(dataset.train, chosen, count),
         val=_part(dataset.val, chosen, None),
         fingerprint=f"{dataset.fingerprint} {subset}",
     )
@@ -116,119 +273,4 @@ def _subset(dataset: Dataset, subset: str) -> Dataset:
 def _part(split: Split, classes: list[int], per_class: int | None) -> Split:
     """The first `per_class` images of each of `classes`, which become labels 0, 1, ..."""
     rows = np.concatenate([np.flatnonzero(split.labels == label)[:per_class] for label in classes])
-    images = split.images[rows] if isinstance(split.images, np.ndarray) else _Chosen(split.images, rows)
-    return Split(images=images, labels=np.searchsorted(classes, split.labels[rows]))
-
-
-class _Chosen:
-    """Some of the images."""
-
-    def __init__(self, images: Images, rows: np.ndarray) -> None:
-        self.images, self.rows = images, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[int(self.rows[index])]
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError for a name that `load_dataset` does not know, or a path that does not exist."""
-    if name != "digits" and not name.startswith("folder:"):
-        raise ValueError(f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}")
-    if name != "digits" and not _path(name).exists():
-        raise ValueError(f"DATASET={name}: {_path(name)} does not exist")
-
-
-def _path(name: str) -> Path:
-    return Path(name.removeprefix("folder:")).expanduser()
-
-
-def _digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels); a fixed 70/30 split, classes in equal shares."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.repeat(grey[..., None], 3, axis=-1)
-    labels = digits.target.astype(np.int64)
-    train, val = train_test_split(np.arange(len(labels)), test_size=0.3, random_state=0, stratify=labels)
-    return Dataset(
-        name="digits",
-        classes=tuple(str(c) for c in digits.target_names),
-        train=Split(images=images[train], labels=labels[train]),
-        val=Split(images=images[val], labels=labels[val]),
-        augmentation=Augmentation(recipe="digits"),
-        fingerprint=hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:16],
-    )
-
-
-def _class_folders(name: str, path: Path) -> Dataset:
-    if path.is_dir():
-        members = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        sizes = [(path / member).stat().st_size for member in members]
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = [i for i in archive.infolist() if Path(i.filename).suffix.lower() in IMAGE_SUFFIXES]
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"DATASET={name}: {path} is neither a directory nor a zip file") from error
-        infos.sort(key=lambda info: info.filename)
-        members, sizes = [i.filename for i in infos], [i.file_size for i in infos]
-    parts = [Path(member).parts for member in members]
-    classes = tuple(sorted({p[1] for p in parts if len(p) > 2 and p[0] == "train"}))
-    if len(classes) < 2:
-        raise ValueError(f"DATASET={name}: {path} must hold train/<class>/<image> for at least two classes")
-    label_of = {label: index for index, label in enumerate(classes)}
-
-    def split(folder: str) -> Split:
-        chosen = [(m, p[1]) for m, p in zip(members, parts, strict=True) if len(p) > 2 and p[0] == folder]
-        if not chosen:
-            raise ValueError(f"DATASET={name}: {path} must hold {folder}/<class>/<image>")
-        unknown = sorted({label for _, label in chosen} - set(classes))
-        if unknown:
-            raise ValueError(f"DATASET={name}: class {unknown[0]} is in {folder}/ but not in train/")
-        labels = np.array([label_of[label] for _, label in chosen], dtype=np.int64)
-        return Split(images=_Files(path, [m for m, _ in chosen]), labels=labels)
-
-    return Dataset(
-        name=name,
-        classes=classes,
-        train=split("train"),
-        val=split("val"),
-        augmentation=Augmentation(recipe="light"),
-        fingerprint=hashlib.sha256(repr((members, sizes)).encode()).hexdigest()[:16],
-    )
-
-
-class _Files:
-    """Images below a directory or inside a zip, decoded when asked for."""
-
-    def __init__(self, path: Path, members: list[str]) -> None:
-        self.path, self.members = path, members
-        self._archive: tuple[int, zipfile.ZipFile] | None = None  # of which process: handles do not survive a fork
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        member = self.members[index]
-        try:
-            with Image.open(self._open(member)) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise ValueError(
-                f"{self.path}: {member} cannot be read as an image ({error}). Remove or replace it"
-            ) from error
-
-    def _open(self, member: str) -> io.BytesIO | Path:
-        if self.path.is_dir():
-            return self.path / member
-        if self._archive is None or self._archive[0] != os.getpid():
-            self._archive = (os.getpid(), zipfile.ZipFile(self.path))
-        return io.BytesIO(self._archive[1].read(member))
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_archive": None}
+    return Split(images=split.images.chosen(rows), labels=np.searchsorted(classes, split.labels[rows]))

@@ -1,85 +1,246 @@
-"""Loaders. With augment.py the only place that knows crop, mean and std.
+"""Loaders: training batches from any step on, and evaluation batches that are made once.
 
-Every training image is augmented under a seed made of (run seed, epoch, image), so the stream of batches is the same
-with any number of workers and after any interruption.
+Every random number of an image comes from (run seed, epoch, image, repeat), or from (run seed, step) where a batch is
+augmented at once; so the batches are the same with any number of workers and after any interruption.
 """
 
+import functools
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline import augment
-from pipeline.data import Dataset, Split, View
+from pipeline.augment import Augmentation, eval_transform, train_transform
+from pipeline.batch_augment import augment_batch, send
+from pipeline.data import Arrays, Dataset, Split, View
+from pipeline.images import Picture
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""uint8 (B, 3, size, size) and int64 (B,)"""
+Key = tuple[int, ...]
+"""index of an image, and what its transform takes beside it"""
+
+IN_MEMORY_BYTES = 2**30
+"""the largest set of uint8 images that is kept in memory"""
 
 
-class _Augmented(torch.utils.data.Dataset):
-    """(index, seed) -> uint8 (3, size, size) and label; seed None means the evaluation transform's data."""
+class Batches(Protocol):
+    """Training batches of one process, without end."""
 
-    def __init__(self, split: Split, transform) -> None:
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+
+    def starting_at(self, step: int) -> Generator[Batch, None, None]:
+        """The batches of step, step + 1, ... across epochs. Raises ValueError that names an image it cannot read."""
+
+
+class Order:
+    """Which images each step of a process sees, and their seeds: shuffled by (seed, epoch), no short last batch.
+
+    Repeated augmentation is DeiT's (timm's RepeatAugSampler): an image comes `repeats` times in a row, each time with
+    another seed, and the processes take turns, so the copies go to different ones. An epoch keeps its number of steps
+    and leaves out other images each time. Not as there: an epoch's length is not first rounded down to 256 images.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, repeats: int, process: int, processes: int) -> None:
+        if count < processes:
+            raise ValueError(f"the training split holds {count} images: too few for {processes} processes")
+        self.count, self.seed, self.repeats = count, seed, repeats
+        self.process, self.processes = process, processes
+        most = count // processes
+        self.batch_size = batch_size if batch_size <= most else max(1, most // 2 * 2)  # even, as mixup wants it
+
+    def __len__(self) -> int:
+        return self.count // (self.batch_size * self.processes)
+
+    def starting_at(self, step: int) -> Generator[list[Key], None, None]:
+        """(image, seed) of every image of a batch, for step, step + 1, ... across epochs."""
+        while True:
+            epoch, first = divmod(step, len(self))
+            draw = np.random.default_rng([self.seed, epoch])
+            order, seeds = draw.permutation(self.count), draw.integers(0, 2**31, (self.count, self.repeats))
+            for batch in range(first, len(self)):
+                rows = batch * self.batch_size + np.arange(self.batch_size)
+                place, repeat = np.divmod(rows * self.processes + self.process, self.repeats)
+                images = order[place]
+                yield list(zip(images.tolist(), seeds[images, repeat].tolist(), strict=True))
+            step += len(self) - first
+
+
+class _Once(Picture):
+    """A picture that is decoded once for all of its copies."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.height, self.width = picture.height, picture.width
+        self.pixels = functools.cache(picture.pixels)  # type: ignore[method-assign]
+
+
+class _Transformed(torch.utils.data.Dataset):
+    """Batches of keys to batches of transformed images; an image that cannot be read is returned as its error.
+
+    Returned, because an error that a worker process raises arrives as the text of its traceback.
+    """
+
+    def __init__(self, split: Split, transform: Callable[..., np.ndarray]) -> None:
         self.split, self.transform = split, transform
 
+    def __getitems__(self, keys: list[Key]) -> Batch | ValueError:
+        images = []
+        try:
+            for index, copies in itertools.groupby(keys, key=lambda key: key[0]):
+                picture = _Once(self.split.images[index])
+                images += [self.transform(picture, *arguments).transpose(2, 0, 1) for _, *arguments in copies]
+        except ValueError as error:
+            return error
+        labels = self.split.labels[[index for index, *_ in keys]]
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
+
+    def batches(self, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
+        """One batch for every list of keys, in that order, made by so many processes; 0: by this one."""
+        loader = DataLoader(
+            self,
+            batch_sampler=keys,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_parent,
+            generator=torch.Generator(),  # its own: a loader must not consume the training's random numbers
+        )
+        for batch in loader:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+
+    def in_order(self, batch_size: int, workers: int) -> Iterator[Batch]:
+        """Every image once."""
+        keys: list[Key] = [(index,) for index in range(len(self.split.labels))]
+        return self.batches((keys[i : i + batch_size] for i in range(0, len(keys), batch_size)), workers)
+
+
+class PerImage:
+    """Training batches augmented image by image: in worker processes, or in this one if there are none."""
+
+    def __init__(self, dataset: Dataset, size: int, order: Order, workers: int) -> None:
+        self.images = _Transformed(dataset.train, train_transform(dataset.augmentation, size))
+        self.order, self.workers = order, workers
+
     def __len__(self) -> int:
-        return len(self.split.labels)
+        return len(self.order)
 
-    def __getitem__(self, key: tuple[int, int | None]) -> tuple[torch.Tensor, int]:
-        index, seed = key
-        image = augment.apply(self.transform, self.split.images[index], seed)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), int(self.split.labels[index])
+    def starting_at(self, step: int) -> Generator[Batch, None, None]:
+        # one pass without end, so that the workers live, and work ahead, from one epoch into the next
+        yield from self.images.batches(self.order.starting_at(step), self.workers)
 
 
-class TrainBatches:
-    """Batch sampler of (index, seed) that can begin at any step; shuffled by (seed, epoch), no short last batch."""
+class InMemory:
+    """Training batches of images that are all on the device, as uint8, and are augmented there a batch at a time."""
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        if count < 1:
-            raise ValueError("the training split holds no images")
-        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
-        self.drop_last = True
-        self.step = 0
-        """the step at which the next iteration begins; set it before iterating"""
+    def __init__(self, dataset: Dataset, size: int, order: Order, workers: int, device: torch.device) -> None:
+        self.split, self.augmentation, self.size = dataset.train, dataset.augmentation, size
+        self.order, self.workers, self.device = order, workers, device
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        return len(self.order)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, skipped = divmod(self.step, len(self))
-        draw = np.random.default_rng([self.seed, epoch])
-        order, seeds = draw.permutation(self.count), draw.integers(0, 2**31, self.count)
-        for batch in range(skipped, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(int(i), int(seeds[i])) for i in chosen]
+    def starting_at(self, step: int) -> Generator[Batch, None, None]:
+        images, labels = self._whole_split
+        for number, keys in enumerate(self.order.starting_at(step), step):
+            rows = send(np.array([index for index, _ in keys]), self.device)
+            draw = np.random.default_rng([self.order.seed, number, self.order.process])
+            yield augment_batch(self.augmentation, images[rows], self.size, draw), labels[rows]
 
-
-def train_loader(dataset: Dataset, size: int, batch_size: int, seed: int, workers: int) -> DataLoader:
-    """Endless determinism in finite epochs: uint8 (B, 3, size, size), int64 (B,). Its sampler is a TrainBatches."""
-    images = _Augmented(dataset.train, augment.train_transform(dataset.augmentation, size))
-    return DataLoader(
-        images,
-        batch_sampler=TrainBatches(len(images), batch_size, seed),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_parent,
-        generator=torch.Generator(),  # a stream of its own: the loader must not consume the training's random numbers
-    )
+    @functools.cached_property
+    def _whole_split(self) -> Batch:
+        transform = _pixels
+        if self.augmentation.crop_scale is None:  # then a resize comes first, the same every time
+            transform = functools.partial(train_transform(Augmentation(), self.size), seed=0)
+        images, labels = zip(*_Transformed(self.split, transform).in_order(256, self.workers), strict=True)
+        return torch.cat(images).to(self.device), torch.cat(labels).to(self.device)
 
 
-def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> DataLoader:
-    """The whole split in order: uint8 (B, 3, size, size), int64 (B,)."""
-    images = _Augmented(split, augment.eval_transform(view.size, view.crop_ratio))
-    keys: list = [(index, None) for index in range(len(images))]
-    return DataLoader(
-        images,
-        batch_sampler=[keys[i : i + batch_size] for i in range(0, len(keys), batch_size)],
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_parent,
-        generator=torch.Generator(),
-    )
+def obstacle(dataset: Dataset, size: int) -> str | None:
+    """Why the training images cannot be held in memory and augmented in batches; None: they can."""
+    shape, count = np.full(2, size), len(dataset.train.labels)
+    if dataset.augmentation.crop_scale is not None:
+        sizes = dataset.train.images.sizes
+        shape = sizes[0]
+        if (sizes != shape).any():
+            return "the training images differ in size"
+        if shape.max() > size:
+            return f"the training images, {shape[0]} x {shape[1]}, are larger than the model's input, {size} x {size}"
+    if (needed := 3 * count * int(shape.prod())) > IN_MEMORY_BYTES:
+        return f"the training images take {needed >> 20} MiB, more than {IN_MEMORY_BYTES >> 20}"
+    return None
+
+
+class Evaluation:
+    """The batches of a split in order; after the first whole pass they are kept, if that takes not too many bytes."""
+
+    def __init__(self, split: Split, view: View, batch_size: int, workers: int) -> None:
+        self.images = _Transformed(split, eval_transform(view))
+        self.batch_size, self.workers = batch_size, workers
+        self.keep = 3 * view.size**2 * len(split.labels) <= IN_MEMORY_BYTES
+        self._kept: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept:
+            yield from self._kept
+            return
+        batches: list[Batch] = []
+        for images, labels in self.images.in_order(self.batch_size, self.workers):
+            if self.keep:  # a copy: workers hand over theirs in shared memory, of which there may be little
+                batches.append((images.clone(), labels))
+            yield images, labels
+        self._kept = batches
+
+
+def train_loader(
+    dataset: Dataset, size: int, batch_size: int, seed: int, workers: int, in_memory: bool | None = None
+) -> Batches:
+    """The training batches of this process.
+
+    size:      height and width that the model expects
+    seed:      of the order and the augmentation
+    workers:   processes that read and augment images; 0: this one does
+    in_memory: hold all images on the device and augment them there, a batch at a time. None: on a GPU, if the images
+               are of one size, no larger than the model's input (for a recipe with a crop), and take no more than
+               IN_MEMORY_BYTES
+    Raises ValueError if there are too few images, or for in_memory=True where that cannot be done.
+    """
+    from pipeline.evaluate import make_accelerator  # not above: that module takes normalise from this one
+
+    accelerator = make_accelerator()
+    order = Order(len(dataset.train.labels), batch_size, seed, dataset.augmentation.repeats,
+                  accelerator.process_index, accelerator.num_processes)  # fmt: skip
+    reason = obstacle(dataset, size)
+    if in_memory and reason:
+        raise ValueError(f"in_memory=True: {reason}. Leave it out")
+    if in_memory or (in_memory is None and not reason and accelerator.device.type == "cuda"):
+        return InMemory(dataset, size, order, workers, accelerator.device)
+    return PerImage(dataset, size, order, workers)
+
+
+def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> Evaluation:
+    """The whole split in order."""
+    return Evaluation(split, view, batch_size, workers)
+
+
+def default_workers(dataset: Dataset) -> int:
+    """Loader processes: none for images that are in memory already, else one per core up to eight."""
+    return 0 if isinstance(dataset.train.images, Arrays) else min(8, os.cpu_count() or 1)
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    return picture.pixels()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -87,13 +248,13 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def default_workers(dataset: Dataset) -> int:
-    """Loader processes: none for images that are in memory already, else one per core up to eight."""
-    return 0 if isinstance(dataset.train.images, np.ndarray) else min(8, os.cpu_count() or 1)
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (B, 3, H, W) 0..255 -> float32 (B, 3, H, W), zero mean and unit deviation per channel."""
-    mean_3 = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    std_3 = torch.tensor(std, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean_3) / std_3
+    # the constants are kept: copying them to a GPU anew would make it wait at every step
+    return (images.float() / 255 - _per_channel(mean, images.device)) / _per_channel(std, images.device)

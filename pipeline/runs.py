@@ -24,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"{folder} is in use by another process. Wait for it, or choose another RUN=name"
+                f"{folder} is in use by another process. Wait for it, or choose another with RUN= or DATA="
             ) from error
         yield
 

@@ -1,26 +1,24 @@
-"""Datasets, transforms and the order of batches."""
+"""Datasets by name, subsets, and data that are not there."""
 
-import io
-import shutil
-import zipfile
+import dataclasses
+import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipeline import augment
-from pipeline.data import View, load_dataset
-from pipeline.loader import eval_loader, normalise, train_loader
-
-VIEW = View(size=64, crop_ratio=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+from pipeline.catalog import KNOWN
+from pipeline.data import check_name, load_dataset
+from pipeline.images import of_array
 
 
 def test_digits_are_split_once_and_for_all():
     first, second = load_dataset("digits"), load_dataset("digits")
     assert (len(first.train.labels), len(first.val.labels)) == (1257, 540)
     assert first.fingerprint == second.fingerprint
-    np.testing.assert_array_equal(first.val.images, second.val.images)
+    np.testing.assert_array_equal(first.val.images.array, second.val.images.array)
     assert np.bincount(first.val.labels).min() >= 52  # equal shares of each class
 
 
@@ -30,20 +28,8 @@ def test_digits_are_never_mirrored():
     image[:, 1:3] = 255
     transform = augment.train_transform(load_dataset("digits").augmentation, 64)
     for seed in range(200):
-        out = augment.apply(transform, image, seed).astype(float)
+        out = transform(of_array(image), seed).astype(float)
         assert out[:, :32].sum() > out[:, 32:].sum()
-
-
-def test_folder_and_zip_give_the_same(image_folder, tmp_path):
-    archive = shutil.make_archive(str(tmp_path / "stripes"), "zip", image_folder)
-    for name in (f"folder:{image_folder}", f"folder:{archive}"):
-        dataset = load_dataset(name)
-        assert dataset.classes == ("across", "along", "slanted")
-        assert (len(dataset.train.labels), len(dataset.val.labels)) == (48, 18)
-        images, labels = next(iter(eval_loader(dataset.val, VIEW, 18, 0)))
-        assert images.shape == (18, 3, 64, 64)
-        assert images.dtype == torch.uint8
-        assert labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
 
 
 def test_a_subset_is_spread_over_the_classes_and_keeps_their_order(image_folder):
@@ -51,9 +37,12 @@ def test_a_subset_is_spread_over_the_classes_and_keeps_their_order(image_folder)
     assert part.classes == ("across", "along")
     assert part.train.labels.tolist() == [0] * 5 + [1] * 5
     assert part.val.labels.tolist() == [0] * 6 + [1] * 6
-    np.testing.assert_array_equal(part.train.images[5], whole.train.images[16])
+    np.testing.assert_array_equal(part.train.images[5].pixels(), whole.train.images[16].pixels())
+    assert part.train.images.sizes.tolist() == [[64, 64]] * 10
     assert part.fingerprint != whole.fingerprint
-    assert load_dataset("digits", "3x10").classes == ("0", "3", "6")
+    digits = load_dataset("digits", "3x10")
+    assert digits.classes == ("0", "3", "6")
+    assert digits.train.images.array.shape == (30, 8, 8, 3)
 
 
 @pytest.mark.parametrize("subset", ["12", "ax3", "1x5", "4x5", "2x500", "2x0", "-2x5"])
@@ -62,51 +51,37 @@ def test_a_subset_that_is_not_there_is_refused(image_folder, subset):
         load_dataset(f"folder:{image_folder}", subset)
 
 
-def batches(dataset, workers, step=0, seed=0):
-    loader = train_loader(dataset, 64, 16, seed, workers)
-    loader.batch_sampler.step = step
-    return [(images.clone(), labels) for images, labels in loader]
-
-
-def test_batches_do_not_depend_on_workers_or_on_where_one_begins(image_folder):
-    dataset = load_dataset(f"folder:{image_folder}")
-    alone, helped, late = batches(dataset, 0, step=3), batches(dataset, 2, step=3), batches(dataset, 0, step=5)
-    assert len(alone) == len(helped) == 3
-    assert len(late) == 1
-    for one, other in [*zip(alone, helped, strict=True), (alone[2], late[0])]:
-        assert torch.equal(one[0], other[0])
-        assert torch.equal(one[1], other[1])
-
-
-def test_epochs_and_seeds_differ(image_folder):
-    dataset = load_dataset(f"folder:{image_folder}")
-    first = batches(dataset, 0)[0][0]
-    assert not torch.equal(first, batches(dataset, 0, step=3)[0][0])
-    assert not torch.equal(first, batches(dataset, 0, seed=1)[0][0])
-
-
-def test_loader_leaves_the_training_random_numbers_alone(image_folder):
-    dataset = load_dataset(f"folder:{image_folder}")
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    batches(dataset, 0)
-    assert torch.equal(torch.rand(4), expected)
-
-
-def test_normalise():
-    image = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-    expected = (1 - torch.tensor(VIEW.mean)) / torch.tensor(VIEW.std)
-    torch.testing.assert_close(normalise(image, VIEW.mean, VIEW.std)[0, :, 0, 0], expected)
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cifar11", "Known: digits"), ("", "Known: digits"), ("folder:/nowhere", "does not exist")],
+    [("cifar11", "Known: digits, cifar10"), ("", "Known: digits"), ("folder:/nowhere", "does not exist")],
 )
 def test_unknown_dataset_names_what_is_known(name, message):
-    with pytest.raises(ValueError, match=message):
+    for function in (check_name, load_dataset):
+        with pytest.raises(ValueError, match=message):
+            function(name)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_missing_data_say_which_command_gets_them_and_how_much_that_is(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gigabytes = f"{KNOWN[name].download_bytes / 1e9:.2g} GB to download"
+    for function in (check_name, load_dataset):
+        with pytest.raises(ValueError, match=f"data/{name} does not exist") as error:
+            function(name)
+        assert f"`make data DATASET={name}` gets" in str(error.value)
+        assert gigabytes in str(error.value)
+        with pytest.raises(ValueError, match=f"elsewhere does not exist.*`make data DATASET={name} DATA=elsewhere`"):
+            function(name, folder=Path("elsewhere"))
+    (tmp_path / "data" / name).mkdir(parents=True)  # there, but with nothing in it
+    check_name(name)
+    with pytest.raises(ValueError, match=f"data/{name}/.* is missing. `make data DATASET={name}` gets"):
         load_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["digits", "folder:."])
+def test_data_that_need_no_folder_refuse_one(name, tmp_path):
+    with pytest.raises(ValueError, match="leave it out"):
+        check_name(name, tmp_path)
 
 
 def test_a_file_that_is_no_zip(tmp_path):
@@ -116,34 +91,11 @@ def test_a_file_that_is_no_zip(tmp_path):
         load_dataset(f"folder:{path}")
 
 
-def test_layouts_that_hold_no_data(tmp_path):
-    with pytest.raises(ValueError, match="at least two classes"):
-        load_dataset(f"folder:{tmp_path}")
-    for label in ("a", "b"):
-        (tmp_path / "train" / label).mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / "train" / label / "1.png")
-    with pytest.raises(ValueError, match="must hold val/"):
-        load_dataset(f"folder:{tmp_path}")
-    (tmp_path / "val" / "c").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(tmp_path / "val" / "c" / "1.png")
-    with pytest.raises(ValueError, match="class c is in val/ but not in train/"):
-        load_dataset(f"folder:{tmp_path}")
-
-
-def test_a_damaged_image_is_named(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
-    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
-        for name in ("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"):
-            archive.writestr(name, buffer.getvalue())
-        archive.writestr("val/b/broken.jpg", buffer.getvalue()[:80])
-    dataset = load_dataset(f"folder:{tmp_path / 'd.zip'}")
-    with pytest.raises(ValueError, match=r"val/b/broken\.jpg cannot be read"):
-        normalise(next(iter(eval_loader(dataset.val, VIEW, 8, 0)))[0], VIEW.mean, VIEW.std)
-
-
-def test_adding_an_image_changes_the_fingerprint(image_folder, tmp_path):
-    shutil.copytree(image_folder, tmp_path / "copy")
-    before = load_dataset(f"folder:{tmp_path / 'copy'}").fingerprint
-    shutil.copy(tmp_path / "copy/train/along/0.png", tmp_path / "copy/train/along/new.png")
-    assert load_dataset(f"folder:{tmp_path / 'copy'}").fingerprint != before
+@pytest.mark.parametrize(
+    ("size", "recipe"), [(128, augment.LIGHT), (200, dataclasses.replace(augment.DEIT, repeats=1))]
+)
+def test_a_folder_gets_the_recipe_that_suits_the_size_of_its_images(tmp_path, size, recipe):
+    for split, label in itertools.product(("train", "val"), ("a", "b")):
+        (tmp_path / split / label).mkdir(parents=True)
+        Image.new("RGB", (size, size // 2)).save(tmp_path / split / label / "1.png")
+    assert load_dataset(f"folder:{tmp_path}").augmentation == recipe

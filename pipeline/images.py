@@ -1,0 +1,159 @@
+"""Image files to pixels: any common format, upright, 8-bit RGB, equal to what Pillow makes of them.
+
+Grey and palette images become RGB. Transparency is dropped, as timm drops it, and leaves the colours that lie under it.
+CMYK goes through Pillow's plain formula; colour profiles are not applied. Of 16 bits the upper 8 remain (of one channel
+of 16, Pillow itself would cut off all above 255). Of an animation, or of a file with pages, the first image counts.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")  # PostScript is left out: it is a program
+# Pillow refuses more than twice its limit (179 million pixels), which no photo has and a decompression bomb does. Above
+# the limit itself (89 million) it only warns: phones take such photos, and there is nothing to be done about it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_JPEG_END = b"\xff\xd9"
+_REDUCED = {  # OpenCV's name for the bit; whether grey or colour comes out is another bit's matter
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+class Picture:
+    """An image, decoded or about to be."""
+
+    height: int
+    """pixels, as shown"""
+    width: int
+    """pixels, as shown"""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.height, self.width = pixels.shape[:2]
+        self._pixels = pixels
+
+    def pixels(self, reduction: int = 1) -> np.ndarray:
+        """uint8 (H, W, 3) RGB, as shown; not to be written to.
+
+        reduction: 1, 2, 4 or 8: a JPEG is decoded faster to ceil(height / reduction) rows and ceil(width / reduction)
+                   columns; other formats give all their pixels
+        Raises ValueError that names the file if it cannot be decoded.
+        """
+        return self._pixels
+
+
+class _Jpeg(Picture):
+    """A JPEG file: its size is read from its header, its pixels are decoded when they are asked for."""
+
+    def __init__(self, data: bytes, where: str, image: Image.Image) -> None:
+        self.data, self.where, self.orientation = data, where, _orientation(image)
+        self.width, self.height = image.size[::-1] if self.orientation in _SIDEWAYS else image.size
+        # OpenCV decodes to Pillow's very pixels in half the time, and at a fraction of the size. But it has another
+        # formula for CMYK, and takes a file that breaks off for a whole one.
+        self.quick = image.mode in ("L", "RGB") and data.endswith(_JPEG_END)
+
+    def pixels(self, reduction: int = 1) -> np.ndarray:
+        if self.quick:
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
+            pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+            if pixels is not None:
+                return _upright(pixels, self.orientation)
+        with _opened(self.data, self.where) as image:
+            self._draft(image, reduction)
+            return _decoded(image)
+
+    def check(self) -> None:
+        """Raises ValueError if Pillow finds any damage; it does so at an eighth of the size, too."""
+        with _opened(self.data, self.where) as image:
+            self._draft(image, 8)
+            image.load()
+
+    @staticmethod
+    def _draft(image: Image.Image, reduction: int) -> None:
+        image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
+
+
+def of_array(array: np.ndarray) -> Picture:
+    """A picture of pixels in memory, uint8 (H, W, 3) RGB."""
+    return Picture(array)
+
+
+def open_picture(data: bytes, where: str) -> Picture:
+    """The image in the bytes of a file. A JPEG is decoded when its pixels are asked for, other formats are now.
+
+    where: names the file in errors
+    Raises ValueError for what is no image, is damaged, or has more than 179 million pixels.
+    """
+    with _opened(data, where) as image:
+        if image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file, as some phones write it
+            return _Jpeg(data, where, image)
+        return Picture(_decoded(image))
+
+
+def check(data: bytes, where: str) -> Picture:
+    """Open an image and go through all of its data; raises ValueError as `open_picture` and `Picture.pixels` do."""
+    picture = open_picture(data, where)
+    if isinstance(picture, _Jpeg):
+        picture.check()
+    return picture
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """The file as Pillow sees it; whatever goes wrong with it inside is a ValueError that names the file."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
+    except Exception as error:  # hostile bytes make decoders fail in any way
+        reason = _reason(data, error)
+        raise ValueError(f"{where} cannot be read as an image ({reason}). Remove or replace it") from error
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if not data:
+        return "it is empty"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
+        return "it is HEIC, which is not supported: convert it to JPEG"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}, or its first bytes are damaged"
+    return str(error) or type(error).__name__
+
+
+def _decoded(image: Image.Image) -> np.ndarray:
+    image.load()
+    orientation = _orientation(image)  # not before: in a PNG it may follow the pixels, and Pillow itself turns a TIFF
+    if not image.mode.startswith(("I", "F")):
+        return _upright(np.asarray(image.convert("RGB")), orientation)
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
+        raise ValueError("it holds 32-bit values of an unknown range: save it with 8 or 16 bits")
+    return _upright(np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1), orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF data that is damaged says nothing about the pixels: they are shown as stored
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels

@@ -1,0 +1,247 @@
+"""Image files of a directory or a zip: which there are, which of them can be decoded, and access to them.
+
+To know that every image can be decoded is to decode it once, which takes minutes for a large set. What came of it is
+kept in an index in the user's cache (`$XDG_CACHE_HOME/dap/index`, else `~/.cache/dap/index`; one JSON file per
+directory or zip; delete it at will), never among the user's images. Later starts list the files and decode only those
+that are new, were unusable, or whose size or modification time has changed; in a zip, whose size or checksum has. So
+a file that another one of the same size and modification time has replaced is taken for the old one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline import files, images
+from pipeline.images import Picture
+
+# HEIC is here although nothing reads it: such a file must be named as unreadable, not left out in silence.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".heic", ".heif"),
+)
+JUNK = {"__MACOSX", "@eaDir"}  # what macOS and Synology leave beside the files; so do names that begin with a dot
+LARGEST_FILE = 512 * 2**20  # bytes: more than a 100-megapixel TIFF, less than what a zip bomb unpacks to
+FORMAT = 1  # of the index; another number makes every file be decoded again
+
+Progress = Callable[[int, int], None]
+"""told (images checked, images to check)"""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is no training or validation image."""
+
+    path: str
+    """below the dataset's directory or zip"""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a directory or zip."""
+
+    path: Path
+    """the directory or the zip"""
+    files: dict[str, tuple[int, int]]
+    """name below `path`: bytes and nanoseconds of the last change (in a zip: checksum), in the order of the names"""
+    folders: set[str]
+    """every directory below `path`, the empty ones too"""
+
+
+class Checked(NamedTuple):
+    """What is known of a file once it has been decoded."""
+
+    size: int
+    stamp: int
+    crc: int
+    """checksum of the file"""
+    height: int
+    width: int
+    """as shown, pixels"""
+    fault: str | None
+    """why it cannot be used, or None"""
+
+
+def composed(name: str) -> str:
+    """A name as it compares: macOS stores é as e and an accent, others as one character."""
+    return unicodedata.normalize("NFC", name)
+
+
+def list_images(path: Path) -> Listing:
+    """The image files at any depth below a directory or in a zip, without junk.
+
+    Raises ValueError for a path that is neither, and for a directory that may not be read.
+    """
+    found, folders = _list_directory(path) if path.is_dir() else _list_zip(path)
+    return Listing(path, dict(sorted(found.items(), key=lambda item: composed(item[0]))), folders)
+
+
+def _list_directory(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    found, folders = {}, set()
+    start = path.stat()
+    pending = [(path, "", {(start.st_dev, start.st_ino)})]
+    while pending:
+        folder, prefix, above = pending.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be listed ({error.strerror}). Make it readable, or remove it") from error
+        for entry in entries:
+            name = prefix + entry.name
+            if _is_junk(entry.name):
+                continue
+            if entry.is_dir():
+                state = entry.stat()
+                if (identity := (state.st_dev, state.st_ino)) not in above:  # else a link that leads upwards
+                    folders.add(name)
+                    pending.append((Path(entry.path), f"{name}/", above | {identity}))
+            elif name.lower().endswith(IMAGE_SUFFIXES):
+                try:
+                    state = entry.stat()
+                    found[name] = (state.st_size, state.st_mtime_ns)
+                except OSError:  # a link to nowhere: as good as empty
+                    found[name] = (0, 0)
+    return found, folders
+
+
+def _list_zip(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    found, folders = {}, set()
+    try:
+        with _open_zip(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is neither a directory nor a zip file") from error
+    for entry in entries:
+        parts = entry.filename.rstrip("/").split("/")
+        if any(_is_junk(part) for part in parts):
+            continue
+        folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        if entry.is_dir():
+            folders.add("/".join(parts))
+        elif entry.filename.lower().endswith(IMAGE_SUFFIXES):
+            found[entry.filename] = (entry.file_size, entry.CRC)
+    return found, folders
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:  # macOS writes UTF-8 names without saying so
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name in JUNK
+
+
+class Files:
+    """Images below a directory or inside a zip, opened when asked for."""
+
+    def __init__(self, path: Path, members: Sequence[str], sizes: np.ndarray) -> None:
+        self.path, self.members = path, members
+        self.sizes = sizes
+        """(n, 2) height and width as shown, pixels"""
+        self._archive: tuple[int, zipfile.ZipFile] | None = None  # of which process: handles do not survive a fork
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Raises ValueError that names the file if it cannot be read or is no image (any more)."""
+        member = self.members[index]
+        try:
+            data = self.read(member)
+        except Exception as error:  # a damaged zip fails with whatever its decompressor stumbles over
+            raise ValueError(f"{self.path}: {member} cannot be read ({error}). Has it changed meanwhile?") from error
+        return images.open_picture(data, f"{self.path}: {member}")
+
+    def chosen(self, rows: np.ndarray) -> "Files":
+        """Only the images of these rows."""
+        return Files(self.path, [self.members[row] for row in rows], self.sizes[rows])
+
+    def read(self, member: str) -> bytes:
+        """The file's bytes."""
+        if self.path.is_dir():
+            return (self.path / member).read_bytes()
+        if self._archive is None or self._archive[0] != os.getpid():
+            self._archive = (os.getpid(), _open_zip(self.path))
+        return self._archive[1].read(member)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_archive": None}
+
+
+def check(listing: Listing, members: Sequence[str], progress: Progress | None = None) -> dict[str, Checked]:
+    """Decode the `members` of a listing that the index does not know yet, on all cores; returns what is known of each.
+
+    What has been found out is kept even if the check is interrupted.
+    """
+    path = index_path(listing.path)
+    known = {
+        name: entry
+        for name, entry in _load(path).items()
+        if entry[:2] == listing.files.get(name) and not entry.fault  # a permission changes without a trace
+    }
+    unknown = [member for member in dict.fromkeys(members) if member not in known]
+    if unknown:
+        store = Files(listing.path, (), np.zeros((0, 2), int))
+        # One reader at a time in a zip: its file handle is not made for threads.
+        turn = threading.Lock() if listing.path.is_file() else contextlib.nullcontext()
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads: decoders run outside Python's lock
+                for start in range(0, len(unknown), 256):
+                    batch = unknown[start : start + 256]
+                    found = pool.map(lambda member: _check(store, turn, member, *listing.files[member]), batch)
+                    known.update(zip(batch, found, strict=True))
+                    if progress:
+                        progress(start + len(batch), len(unknown))
+        finally:
+            with contextlib.suppress(OSError):  # no index means a slow start next time, no more
+                files.write_text(path, json.dumps({"format": FORMAT, "of": str(listing.path), "files": known}))
+    return {member: known[member] for member in members}
+
+
+def index_path(path: Path) -> Path:
+    """Where the index of a directory or zip is."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "dap" / "index" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.json"
+
+
+def _load(path: Path) -> dict[str, Checked]:
+    try:
+        index = files.read_json(path)
+        return {n: Checked(*entry) for n, entry in index["files"].items()} if index["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged: built anew
+        return {}
+
+
+def _check(store: Files, turn: contextlib.AbstractContextManager, member: str, size: int, stamp: int) -> Checked:
+    def faulty(reason: str) -> Checked:
+        return Checked(size, stamp, 0, 0, 0, reason)
+
+    if size == 0:  # as pipes and devices say of themselves, which would never stop giving
+        return faulty("is empty, or no ordinary file")
+    if size > LARGEST_FILE:
+        return faulty(f"is larger than {LARGEST_FILE >> 20} MiB")
+    try:
+        with turn:
+            data = store.read(member)
+    except Exception as error:  # no permission, a damaged zip: whatever it is, this file cannot be used
+        return faulty(f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    try:
+        picture = images.check(data, member)
+    except ValueError as error:
+        return faulty(str(error).removeprefix(f"{member} "))
+    return Checked(size, stamp, zlib.crc32(data), picture.height, picture.width, None)

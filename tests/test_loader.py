@@ -1,0 +1,248 @@
+"""Batches: the same with any number of workers and from any step on; repeats; images in memory; what is kept."""
+
+import itertools
+import pickle
+import random
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from timm.data.distributed_sampler import RepeatAugSampler
+
+from pipeline import augment, loader
+from pipeline.data import Arrays, Dataset, Split, View, load_dataset
+from pipeline.images import Picture, of_array
+from pipeline.loader import Order, PerImage, default_workers, eval_loader, normalise, obstacle, train_loader
+
+VIEW = View(size=64, crop_ratio=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+MODES = pytest.mark.parametrize("in_memory", [False, True], ids=["per image", "in memory"])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Indexes of the tests do not belong into the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def dataset(image_folder) -> Dataset:
+    """48 training images of 64x64 pixels with everything that a recipe can ask for but repeats."""
+    recipe = replace(augment.CIFAR, affine=0.5, colour_jitter=0.3)
+    return replace(load_dataset(f"folder:{image_folder}"), augmentation=recipe)
+
+
+def of_arrays(array: np.ndarray, recipe: augment.Augmentation) -> Dataset:
+    split = Split(images=Arrays(array), labels=np.arange(len(array)) % 2)
+    return Dataset(name="x", classes=("0", "1"), train=split, val=split, augmentation=recipe, fingerprint="x")
+
+
+def batches(dataset, count, *, step=0, seed=0, workers=0, in_memory=False):
+    """`count` batches of 16 from `step` on; 3 are an epoch."""
+    stream = train_loader(dataset, 64, 16, seed, workers, in_memory).starting_at(step)
+    return [(images.clone(), labels.clone()) for images, labels in itertools.islice(stream, count)]
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for pair in zip(one, other, strict=True) for a, b in zip(*pair, strict=True))
+
+
+@MODES
+def test_batches_do_not_depend_on_workers_or_on_where_one_begins(dataset, in_memory):
+    alone = batches(dataset, 5, step=2, in_memory=in_memory)
+    assert same(alone, batches(dataset, 5, step=2, workers=2, in_memory=in_memory))
+    assert same(alone[2:], batches(dataset, 3, step=4, in_memory=in_memory))
+    assert all(images.shape == (16, 3, 64, 64) and images.dtype == torch.uint8 for images, _ in alone)
+
+
+@MODES
+def test_epochs_and_seeds_differ(dataset, in_memory):
+    first = batches(dataset, 1, in_memory=in_memory)
+    assert not same(first, batches(dataset, 1, step=3, in_memory=in_memory))
+    assert not same(first, batches(dataset, 1, seed=1, in_memory=in_memory))
+
+
+def test_both_modes_take_the_images_in_the_same_order(dataset):
+    per_image, in_memory = batches(dataset, 4), batches(dataset, 4, in_memory=True)
+    assert [labels.tolist() for _, labels in per_image] == [labels.tolist() for _, labels in in_memory]
+
+
+@MODES
+def test_loader_leaves_the_training_random_numbers_alone(dataset, in_memory):
+    def numbers():
+        return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
+
+    def seed():
+        for function in (torch.manual_seed, np.random.seed, random.seed):
+            function(3)
+
+    seed()
+    expected = numbers()
+    seed()
+    batches(dataset, 4, in_memory=in_memory)
+    assert numbers() == expected
+
+
+def test_an_epoch_shows_every_image_once():
+    order = Order(50, 8, seed=0, repeats=1, process=0, processes=1)
+    assert len(order) == 6
+    keys = list(itertools.chain(*itertools.islice(order.starting_at(0), 6)))
+    assert len({image for image, _ in keys}) == 48
+
+
+def test_a_small_split_is_one_batch_of_an_even_size_and_an_empty_one_an_error():
+    for count, size in ((5, 4), (6, 6), (1, 1)):
+        order = Order(count, 64, seed=0, repeats=3, process=0, processes=1)
+        assert [len(keys) for keys in itertools.islice(order.starting_at(0), 2)] == [size, size]
+    with pytest.raises(ValueError, match="holds 0 images"):
+        Order(0, 64, seed=0, repeats=1, process=0, processes=1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_repeats_are_those_of_timm(processes):
+    """The places of timm's unshuffled sampler, once images are called by the order in which they appear first."""
+    count, size = 96, 4
+    orders = [Order(count, size, 0, 3, process, processes) for process in range(processes)]
+    mine = [list(itertools.chain(*itertools.islice(order.starting_at(0), len(order)))) for order in orders]
+    taken_in_turn = itertools.chain(*zip(*mine, strict=True))
+    names = {image: name for name, image in enumerate(dict.fromkeys(image for image, _ in taken_in_turn))}
+    for process, keys in enumerate(mine):
+        timms = RepeatAugSampler(range(count), processes, process, shuffle=False, selected_round=0)
+        assert [names[image] for image, _ in keys] == list(timms)
+        assert len(keys) == count // processes
+    assert len(set(itertools.chain(*mine))) == count  # no copy is augmented as another one is
+    assert {names[image] for image, _ in itertools.chain(*mine)} == set(range(count // 3))
+
+
+def test_repeats_go_on_in_the_middle_of_an_epoch_and_leave_out_other_images_in_the_next():
+    order = Order(48, 8, seed=1, repeats=3, process=1, processes=2)
+    whole = list(itertools.islice(order.starting_at(0), 3 * len(order)))
+    assert list(itertools.islice(order.starting_at(4), 5)) == whole[4:9]
+    seen = [{image for keys in whole[n : n + 3] for image, _ in keys} for n in (0, 3, 6)]
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_copies_of_an_image_are_decoded_once():
+    decoded = []
+
+    class Counted(Picture):
+        def pixels(self, reduction: int = 1) -> np.ndarray:
+            decoded.append(reduction)
+            return super().pixels(reduction)
+
+    class Images(Arrays):
+        def __getitem__(self, index: int) -> Picture:
+            return Counted(self.array[index])
+
+    array = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+    split = Split(images=Images(array), labels=np.zeros(12, np.int64))
+    three = replace(of_arrays(array, replace(augment.LIGHT, repeats=3)), train=split)
+    images, _ = next(train_loader(three, 64, 12, 0, 0).starting_at(0))
+    assert len(decoded) == 4
+    assert len({image.numpy().tobytes() for image in images}) == 12  # but augmented one by one
+
+
+def test_what_workers_are_given_can_be_pickled(dataset):
+    """As it must be where processes are not forked."""
+    images = PerImage(dataset, 64, Order(48, 16, 0, 1, 0, 1), 2).images
+    copy = pickle.loads(pickle.dumps(images))
+    assert same([copy.__getitems__([(3, 5)])], [images.__getitems__([(3, 5)])])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_after_the_start_is_named(image_folder, tmp_path, workers):
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
+    changed = load_dataset(f"folder:{copy}")
+    broken = copy / "train" / "along" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:400])
+    for in_memory in (False, True):
+        with pytest.raises(ValueError, match=r"train/along/3\.png cannot be read") as error:
+            batches(changed, 3, workers=workers, in_memory=in_memory)
+        assert "Traceback" not in str(error.value)
+    broken.unlink()
+    with pytest.raises(ValueError, match=r"train/along/3\.png"):
+        batches(changed, 3, workers=workers)
+
+
+def test_evaluation_gives_every_image_in_order(dataset):
+    for workers in (0, 2):
+        images, labels = zip(*eval_loader(dataset.val, VIEW, 7, workers), strict=True)
+        assert [len(batch) for batch in images] == [7, 7, 4]
+        assert torch.cat(labels).tolist() == [0] * 6 + [1] * 6 + [2] * 6
+        for image, picture in zip(torch.cat(images), dataset.val.images, strict=True):
+            assert torch.equal(image, torch.from_numpy(picture.pixels()).permute(2, 0, 1))  # 64x64 is the model's input
+
+
+@pytest.mark.parametrize("limit", [2**30, 18 * 3 * 64 * 64 - 1])
+def test_evaluation_reads_a_small_split_once(image_folder, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", limit)
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
+    evaluation = eval_loader(load_dataset(f"folder:{copy}").val, VIEW, 7, 0)
+    next(iter(evaluation))  # a pass that is broken off leaves nothing behind
+    first = list(evaluation)
+    shutil.rmtree(copy)
+    if limit == 2**30:
+        assert same(list(evaluation), first)
+    else:
+        with pytest.raises(ValueError, match="cannot be read"):
+            list(evaluation)
+
+
+def test_images_in_memory_are_those_of_the_other_mode(dataset):
+    """Without anything random both modes give the same; a recipe without a crop is resized as the other mode does."""
+    for plain in (replace(dataset, augmentation=augment.Augmentation()), load_dataset("digits", "10x4")):
+        plain = replace(plain, augmentation=augment.Augmentation())
+        assert same(batches(plain, 2), batches(plain, 2, in_memory=True))
+
+
+@pytest.mark.parametrize(
+    ("height", "widths", "recipe", "reason"),
+    [
+        (64, (64, 64), augment.LIGHT, None),
+        (32, (48, 48), augment.LIGHT, None),
+        (64, (64, 48), augment.LIGHT, "differ in size"),
+        (64, (65, 65), augment.LIGHT, "64 x 65, are larger than the model's input, 64 x 64"),
+        (200, (64, 65), augment.DIGITS, None),
+    ],
+)
+def test_which_images_can_be_held_in_memory(height, widths, recipe, reason):
+    class Images(Arrays):
+        def __getitem__(self, index: int) -> Picture:
+            return of_array(self.array[index][:, : widths[index % 2]])
+
+    images = Images(np.zeros((8, height, max(widths), 3), np.uint8))
+    images.sizes = np.array([(height, widths[n % 2]) for n in range(8)])
+    split = Split(images=images, labels=np.zeros(8, np.int64))
+    mixed = replace(of_arrays(images.array, recipe), train=split)
+    if reason is None:
+        assert obstacle(mixed, 64) is None
+        assert batches(mixed, 1, in_memory=True)[0][0].shape == (8, 3, 64, 64)
+    else:
+        with pytest.raises(ValueError, match=f"in_memory=True: .*{reason}.*Leave it out"):
+            batches(mixed, 1, in_memory=True)
+        assert batches(mixed, 1, in_memory=None)[0][0].shape == (8, 3, 64, 64)
+
+
+def test_too_many_images_are_not_held_in_memory(monkeypatch):
+    many = of_arrays(np.zeros((8, 64, 64, 3), np.uint8), augment.LIGHT)
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 8 * 64 * 64 * 3)
+    assert obstacle(many, 64) is None
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 8 * 64 * 64 * 3 - 1)
+    assert "take" in obstacle(many, 64)
+
+
+def test_images_in_memory_need_no_workers(dataset):
+    assert default_workers(load_dataset("digits")) == 0
+    assert default_workers(dataset) >= 1
+
+
+def test_normalise():
+    image = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    expected = (1 - torch.tensor(VIEW.mean)) / torch.tensor(VIEW.std)
+    with torch.inference_mode():  # whoever comes first, training can use it
+        normalise(image, VIEW.mean, VIEW.std)
+    torch.testing.assert_close(normalise(image, VIEW.mean, VIEW.std)[0, :, 0, 0], expected)
+    weight = torch.ones(3, requires_grad=True)
+    (normalise(image, VIEW.mean, VIEW.std)[0, :, 0, 0] * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, expected)
