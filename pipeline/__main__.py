@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -16,8 +17,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from pipeline.errors import (
@@ -50,11 +61,16 @@ console = Console(stderr=True, highlight=False)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 
 DatasetOption = Annotated[
-    str, typer.Option(help="digits (embedded), or folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")
+    str,
+    typer.Option(
+        help="digits (embedded), cifar10, cifar100, ifood, inat19, imagenet, or folder:PATH of a directory or zip with "
+        "{train,val}/CLASS/IMAGE or CLASS/IMAGE."
+    ),
 ]
 SubsetOption = Annotated[
     str | None, typer.Option(help="CLASSESxIMAGES, such as 12x200: a fixed small part of DATASET, for experiments.")
 ]
+DataOption = Annotated[Path | None, typer.Option(help="Folder of a named data set.  \\[default: data/NAME]")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -85,17 +101,57 @@ def demo(
     raise typer.Exit(code)
 
 
+@app.command("data", epilog=EXIT_CODES)
+def get_data(
+    dataset: Annotated[str, typer.Option(help="cifar10, cifar100, ifood, inat19 or imagenet.")],
+    data: DataOption = None,
+) -> None:
+    """Download a named data set, check and unpack it. Repeat the command to go on.
+
+    Archives that are in its folder already are used if their checksum matches.
+    """
+    from pipeline.catalog import KNOWN
+    from pipeline.download import fetch
+
+    if dataset not in KNOWN:
+        raise ValueError(f"DATASET={dataset} cannot be downloaded. Known: {', '.join(KNOWN)}")
+    known = KNOWN[dataset]
+    folder = data or known.folder
+    _say(f"{known.title}: {decimal(known.download_bytes)} to download, {decimal(known.unpacked_bytes)} unpacked, "
+         f"into {folder}. Licence: {known.licence}. See {known.home}")  # fmt: skip
+    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+        fetch(known, folder, lambda what, done, total: progress(what, done, total, {}))
+    output.print(f"{folder} holds {known.title}", soft_wrap=True)
+    if archives := [archive.name for archive in known.archives if (folder / archive.name).exists()]:
+        output.print(f"no longer needed there: {' '.join(archives)}", soft_wrap=True)
+    shown = f" DATA={shlex.quote(str(data))}" if data else ""
+    output.print(f"next: make prune DATASET={dataset}{shown} SPARSITY=0.75", soft_wrap=True)
+
+
 @app.command(epilog=EXIT_CODES)
 def prune(
     dataset: DatasetOption = "digits",
+    data: DataOption = None,
     subset: SubsetOption = None,
+    max_bad_share: Annotated[
+        float,
+        typer.Option(help="Share of unreadable images up to which they are left out; above it nothing is trained."),
+    ] = 0.001,
     sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove, between 0 and 1.")] = 0.75,
     model: ModelOption = None,
     model_path: Annotated[
         Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
     ] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin from random weights.")] = False,
-    method: Annotated[str, typer.Option(help="dap, or uniform (the control with equal shares).")] = "dap",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="dap, a rival (savit, wdpruning, isomorphic), a control (uniform, taylor, magnitude) or dense."
+        ),
+    ] = "dap",
+    released: Annotated[
+        bool, typer.Option("--released", help="Repeat the known mistakes of savit's or wdpruning's released code.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning the small model.")] = None,
     dense_epochs: Annotated[
@@ -121,17 +177,20 @@ def prune(
     )
     config = dataclasses.replace(
         config,
+        data=str(data) if data else None,
+        max_bad_share=max_bad_share,
         subset=subset,
-        method=method,
         target=target,
         seed=seed,
         model_path=str(model_path) if model_path else None,
         from_scratch=from_scratch,
     )
+    config = presets.with_method(config, method, released=released)
     folder = _folder(run or presets.run_name(config))
     _train(folder, config)
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    output.print(f"next: make deploy TARGET={target} RUN={folder.name}", soft_wrap=True)
+    if method != "dense":
+        output.print(f"next: make deploy TARGET={target} RUN={folder.name}", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -189,6 +248,56 @@ def pretrain(
     output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images", soft_wrap=True)
 
 
+@app.command(epilog=EXIT_CODES)
+def compare(
+    dataset: DatasetOption,
+    data: DataOption = None,
+    subset: SubsetOption = None,
+    model: ModelOption = None,
+    sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
+    methods: Annotated[
+        str, typer.Option(help="METHOD or METHOD:VARIANT, such as dap:all-gates or savit:released.")
+    ] = "dap uniform taylor magnitude savit wdpruning",
+    seeds: Annotated[str, typer.Option(help="Seeds, each a run of every method at every sparsity.")] = "0 1 2",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of fine-tuning. A method without one of the two trains for both in the other."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results file; table and figures go beside it.  \\[default: below docs/results]")
+    ] = None,
+) -> None:
+    """Every method on the same data with the same loop, epochs and seeds: the table, raw results and figures.
+
+    Cells that have finished are not run again; repeat the command to go on.
+    """
+    from pipeline import presets
+    from pipeline.compare import cells
+    from pipeline.compare import compare as run_all
+    from pipeline.compare_report import write
+
+    preset = presets.of(dataset, model, 0.5)
+    assert preset.prune is not None
+    assert preset.finetune is not None
+    total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
+    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
+    base = _configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
+    base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
+    queue = cells(methods.split(), _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int))
+    name = presets.dataset_name(base)
+    with _progress() as progress:
+        rows = run_all(base, RUNS / "compare" / f"{name}-{base.model}-{total}", queue, progress=progress, say=_say)
+    command = _command("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
+                       methods=methods, seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs, lr=lr,
+                       batch_size=batch_size)  # fmt: skip
+    path = out or Path(f"docs/results/compare-{name}-{base.model}.json")
+    output.print(write(path, command, rows, dataset=name, model=base.model), markup=False, soft_wrap=True)
+    output.print(f"results: {path}", soft_wrap=True)
+
+
 @app.command("bench-method", epilog=EXIT_CODES)
 def bench_method(
     dataset: DatasetOption,
@@ -213,17 +322,15 @@ def bench_method(
     lengths: dict[str, int | None] = {"dense": epochs + finetune_epochs, "prune": epochs, "finetune": finetune_epochs}
     base = _configure(presets.digits(sparsity), epochs=lengths, lr=lr, batch_size=batch_size)
     base = dataclasses.replace(base, dataset=dataset, subset=subset, model=model or base.model)
-    try:
-        numbers = [int(seed) for seed in seeds.split()]
-    except ValueError as error:
-        raise ValueError(f"SEEDS={seeds!r} must be whole numbers with spaces between them") from error
+    numbers = _numbers("SEEDS", seeds, int)
     with _progress() as progress:
         rows = measure(
             base, RUNS / "bench-method", variants=variants.split(), seeds=numbers, progress=progress, say=_say
         )
-    command = f"make bench-method DATASET=folder:{Path(dataset).name}" + (f" SUBSET={subset}" if subset else "")
-    write_results(out, f"{command} SPARSITY={sparsity:g} EPOCHS={epochs} FINETUNE_EPOCHS={finetune_epochs} "
-                  f"BATCH_SIZE={batch_size} LR={lr:g}", rows)  # fmt: skip
+    command = _command("bench-method", dataset=_shown(dataset), subset=subset, sparsity=sparsity, variants=variants,
+                       seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs, lr=lr,
+                       batch_size=batch_size)  # fmt: skip
+    write_results(out, command, rows)
     _table(rows, ("variant", "seed", "sparsity", "top1_dense", "top1_masked", "top1", "params", "macs",
                   "latency_ratio", "prune_seconds", "keep_ratio_correlation"))  # fmt: skip
     output.print(f"results: {out}", soft_wrap=True)
@@ -242,6 +349,25 @@ def bench_step(
     write_results(out, "make bench-step" + (" QUICK=1" if quick else ""), rows)
     _table(rows, ("model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio"))
     output.print(f"results: {out}", soft_wrap=True)
+
+
+def _numbers(name: str, text: str, kind):
+    try:
+        return [kind(number) for number in text.split()]
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name}={text!r} must be {what} with spaces between them") from error
+
+
+def _command(verb: str, **options: object) -> str:
+    """The make command with the options that were given."""
+    given = [f"{key.upper()}={shlex.quote(f'{value}')}" for key, value in options.items() if value is not None]
+    return " ".join(["make", verb, *given])
+
+
+def _shown(dataset: str) -> str:
+    """A data set's name as results files hold it: without the folders of this machine."""
+    return f"folder:{Path(dataset).name}" if dataset.startswith("folder:") else dataset
 
 
 def _table(rows: list[dict], columns: tuple[str, ...]) -> None:
@@ -274,7 +400,9 @@ def _train(folder: Path, config) -> None:
     from pipeline import data, models, stages
     from pipeline.runs import Run, locked
 
-    data.check_name(config.dataset)  # before a folder is made: a mistyped name should leave nothing behind
+    data.check_name(
+        config.dataset, Path(config.data) if config.data else None
+    )  # before a folder is made: a mistyped name should leave nothing behind
     models.check_name(config.model)
     with locked(folder):
         Run.create(folder, config)
@@ -310,8 +438,11 @@ def _say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator:
-    """Bars on a terminal; elsewhere (a log file, CI) a line every ten seconds."""
+def _progress(*amounts: ProgressColumn) -> Iterator:
+    """Bars on a terminal; elsewhere (a log file, CI) a line every ten seconds.
+
+    amounts: columns that show how much is done, if it is not counted one by one
+    """
     if not console.is_terminal:
         shown_at = 0.0
 
@@ -323,8 +454,8 @@ def _progress() -> Iterator:
 
         yield line
         return
-    columns = (TextColumn("  {task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[figures]}"))  # fmt: skip
+    columns = (TextColumn("  {task.description:9}"), BarColumn(), *(amounts or [MofNCompleteColumn()]),
+               TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, int] = {}
 

@@ -13,8 +13,9 @@ from scipy.stats import spearmanr
 
 from dap import load_compact
 from pipeline import stages
-from pipeline.config import METHODS, RunConfig
+from pipeline.config import RunConfig
 from pipeline.context import Context
+from pipeline.methods import METHODS
 from pipeline.runs import Run, locked
 from pipeline.side_by_side import latencies
 from pipeline.train import Progress
@@ -83,7 +84,7 @@ def _row(run: Run, variant: str) -> dict[str, Any]:
         "seed": run.config.seed,
         "sparsity_target": run.config.pruning.sparsity,
         "sparsity": 1 - small["params"] / run.results("prepare")["params_dense"],
-        "epochs": [run.config.prune.epochs, run.config.finetune.epochs],
+        "epochs": [stage.epochs if stage else 0 for stage in (run.config.prune, run.config.finetune)],
         "top1_dense": run.results("dense")["top1_dense"],
         "top1_masked": pruned["top1_masked"],
         "top1": small["top1"],

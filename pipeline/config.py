@@ -4,27 +4,12 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dap import PruneConfig
+from pipeline.methods import METHODS, RELEASED
 from pipeline.train import TrainConfig
 from targets import TARGETS
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to choose what goes."""
-
-    allocation: Literal["bpi", "uniform"]
-    """what decides how much each block keeps"""
-    summary: str
-    """for --help"""
-
-
-METHODS = {
-    "dap": Method("bpi", "Depth Aware Pruning: a block keeps what its measured benefit earns"),
-    "uniform": Method("uniform", "the control: DAP's machinery, but every block keeps the same share"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +17,11 @@ class RunConfig:
     """One run, from pretrained weights to a fine-tuned small model."""
 
     dataset: str
-    """digits, or folder:PATH"""
+    """a name that pipeline.data knows, or folder:PATH"""
+    data: str | None = None
+    """the data set's own folder; None: data/<name>"""
+    max_bad_share: float = 0.001
+    """share of unreadable images above which nothing is trained"""
     subset: str | None = None
     """CLASSESxIMAGES: so many classes, spread evenly, and so many training images of each; None: everything"""
     model: str
@@ -43,6 +32,8 @@ class RunConfig:
     """begin from random weights"""
     method: str = "dap"
     """a key of METHODS"""
+    released: bool = False
+    """repeat the known mistakes of the method's released code"""
     seed: int = 0
     """of the new head, the order of images, augmentation and stochastic depth"""
     target: str = "host"
@@ -51,16 +42,20 @@ class RunConfig:
     """how much goes, and how it is chosen"""
     dense: TrainConfig | None
     """training of the dense reference that accuracy and latency are compared with; None: no reference"""
-    prune: TrainConfig
-    """training while pruning"""
-    finetune: TrainConfig
-    """training of the small model"""
+    prune: TrainConfig | None
+    """training while pruning; None: the method prunes in one shot, before any training"""
+    finetune: TrainConfig | None
+    """training of the small model; None: the method ends with pruning"""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"METHOD={self.method} is unknown. Known: {', '.join(METHODS)}")
+        if self.released and self.method not in RELEASED:
+            raise ValueError(f"--released is for {' and '.join(RELEASED)}; METHOD={self.method} has no such variant")
         if self.target not in TARGETS:
             raise ValueError(f"TARGET={self.target} is unknown. Known: {', '.join(TARGETS)}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
         if self.seed < 0:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
         if self.model_path and self.from_scratch:

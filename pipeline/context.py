@@ -1,18 +1,20 @@
 """What every stage is given: the run, its data and loaders, and the training loop with this run filled in."""
 
-from collections.abc import Callable
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from timm.models import VisionTransformer
-from torch.utils.data import DataLoader
 
-from dap import Pruner, load_compact, save_compact
+from dap import Method, load_compact, save_compact
 from pipeline import data, files, loader, models
 from pipeline.data import Dataset, View
-from pipeline.evaluate import model_top1, predictor, top1_percent
-from pipeline.loader import eval_loader, train_loader
+from pipeline.evaluate import make_accelerator, model_top1, predictor, top1_percent
+from pipeline.loader import Batches, Evaluation, eval_loader, normalise, train_loader
 from pipeline.runs import Run
 from pipeline.train import Progress, TrainConfig, train
 from targets import Target
@@ -31,8 +33,18 @@ class Context:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The run's data set."""
-        return data.load_dataset(self.run.config.dataset, self.run.config.subset)
+        """The run's data set; which images it leaves out is told."""
+        config = self.run.config
+        dataset = data.load_dataset(
+            config.dataset,
+            config.subset,
+            folder=Path(config.data) if config.data else None,
+            max_bad_share=config.max_bad_share,
+            progress=lambda done, total: self.progress("checking", done, total, {}),
+        )
+        for file in dataset.skipped:
+            self.say(f"  left out: {file.path} ({file.reason})")
+        return dataset
 
     @cached_property
     def view(self) -> View:
@@ -53,19 +65,27 @@ class Context:
         """Where a target's artifacts and manifest go."""
         return self.run.folder / "artifacts" / target.name
 
-    def val_batches(self) -> DataLoader:
-        """The whole validation split in order, 256 images at a time."""
+    @cached_property
+    def val_batches(self) -> Evaluation:
+        """The whole validation split in order, 256 images at a time; read once if it fits into memory."""
         return eval_loader(self.dataset.val, self.view, 256, loader.default_workers(self.dataset))
 
-    def train_batches(self, config: TrainConfig) -> DataLoader:
+    def train_batches(self, config: TrainConfig) -> Batches:
         """The training split, augmented."""
         workers = loader.default_workers(self.dataset)
         return train_loader(self.dataset, self.view.size, config.batch_size, self.run.config.seed, workers)
 
-    def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Pruner | None = None) -> None:
+    def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The first `count` training batches, augmented and normalised, on the device that trains."""
+        config, device = self.run.config.finetune, make_accelerator().device
+        assert config is not None, "a method that calibrates fine-tunes"
+        with contextlib.closing(self.train_batches(config).starting_at(0)) as batches:
+            for images, targets in itertools.islice(batches, count):
+                yield normalise(images.to(device), self.view.mean, self.view.std), targets.to(device)
+
+    def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Method | None = None) -> None:
         """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch."""
         models.set_drop_path(model, config.drop_path)
-        batches = self.val_batches()
         train(
             model,
             self.train_batches(config),
@@ -77,13 +97,13 @@ class Context:
             checkpoint=self.checkpoints / f"{stage}.pt",
             log=self.run.log,
             pruner=pruner,
-            evaluate=lambda current: top1_percent(predictor(current, self.view), batches),
+            evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
             progress=self.progress,
         )
 
     def top1(self, model: VisionTransformer) -> float:
         """Top-1 accuracy on the validation split, percent."""
-        return model_top1(model, self.view, self.val_batches())
+        return model_top1(model, self.view, self.val_batches)
 
     def dense_model(self) -> VisionTransformer:
         """The dense reference; without one the model before training, which is as fast."""

@@ -46,10 +46,10 @@ def training_curves(log: Sequence[Line], top1_dense: float | None) -> Figure:
     stages = {stage: [line for line in log if line["stage"] == stage] for stage in ("dense", "prune", "finetune")}
     if not any(stages.values()):
         raise MissingDataError("the log holds no training steps")
-    figure = _figure(3.1)
+    figure = new_figure(3.1)
     accuracy, loss = figure.subplots(1, 2)
-    _style(accuracy, "Validation top-1, %")
-    _style(loss, "Training loss")
+    style_axes(accuracy, "Validation top-1, %")
+    style_axes(loss, "Training loss")
     compacted = stages["prune"][-1]["epoch"] if stages["prune"] and stages["finetune"] else None
     for stage, lines in stages.items():
         colour = DENSE if stage == "dense" else PRUNED
@@ -67,7 +67,7 @@ def training_curves(log: Sequence[Line], top1_dense: float | None) -> Figure:
     if top1_dense is not None:
         style = {"linewidth": 1.2, "linestyle": DASHED, "label": f"dense, final: {top1_dense:.1f} %"}
         reference = accuracy.axhline(top1_dense, color=DENSE, **style)
-        _legend_beside_title(accuracy, [reference])
+        legend_beside_title(accuracy, [reference])
     for axes in (accuracy, loss):
         _epochs(axes)
         axes.set_xlim(left=0)
@@ -83,7 +83,7 @@ def training_curves(log: Sequence[Line], top1_dense: float | None) -> Figure:
         }
         top = (compacted, 0.99)
         loss.annotate("made compact", top, xycoords=loss.get_xaxis_transform(), fontsize=8.5, color=INK, **beside)
-    _legend_beside_title(loss)
+    legend_beside_title(loss)
     return figure
 
 
@@ -95,12 +95,12 @@ def bpi_over_training(log: Sequence[Line]) -> Figure:
     if all(np.isnan(value).all() for value in values.values()):
         raise MissingDataError("this method measures no block benefit")
     kinds, depths = _kinds_and_depths(updates[-1]["blocks"])
-    figure = _figure(4.9)
+    figure = new_figure(4.9)
     grid = figure.subplots(2, 2, sharex=True, sharey="col")
     for row, (kind, kind_name) in enumerate(KINDS.items()):
         for column, (key, tokens) in enumerate((("bpi_class", "class token"), ("bpi_patch", "patch tokens"))):
             axes = grid[row, column]
-            _style(axes, f"{kind_name[0].upper()}{kind_name[1:]}, {tokens}", colour=COLOURS[kind])
+            style_axes(axes, f"{kind_name[0].upper()}{kind_name[1:]}, {tokens}", colour=COLOURS[kind])
             axes.axhline(0, color=INK, linewidth=0.8)
             for block in np.flatnonzero(kinds == kind):
                 colour = RAMPS[kind](depths[block] / max(depths.max(), 1))
@@ -122,9 +122,9 @@ def keep_ratio_over_training(log: Sequence[Line]) -> Figure:
     kinds, _ = _kinds_and_depths(updates[-1]["blocks"])
     keep = _per_block(updates, "keep_ratio")
     half = (epoch[-1] - epoch[0]) / max(len(epoch) - 1, 1) / 2 or 0.5
-    figure = _figure(5.4)
+    figure = new_figure(5.4)
     top, *maps = figure.subplots(3, 1, sharex=True, height_ratios=[0.45, 1, 1])
-    _style(top, "Parameters removed, whole model")
+    style_axes(top, "Parameters removed, whole model")
     sparsity = np.array([line["sparsity"] for line in updates], float)
     top.fill_between(epoch, sparsity, step="mid", color=PRUNED, alpha=0.25, linewidth=0)
     top.plot(epoch, sparsity, color=PRUNED, linewidth=1.6, drawstyle="steps-mid")
@@ -132,7 +132,7 @@ def keep_ratio_over_training(log: Sequence[Line]) -> Figure:
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     top.yaxis.set_major_locator(MaxNLocator(2))
     for axes, (kind, kind_name) in zip(maps, KINDS.items(), strict=True):
-        _style(axes, f"Kept in {kind_name} blocks", colour=COLOURS[kind], grid=False)
+        style_axes(axes, f"Kept in {kind_name} blocks", colour=COLOURS[kind], grid=False)
         rows = keep[:, kinds == kind].T
         red, green, blue = to_rgb(COLOURS[kind])
         shades = LinearSegmentedColormap.from_list(kind, [(red, green, blue, 0.04), (red, green, blue, 1)])
@@ -156,9 +156,9 @@ def keep_ratio_per_block(blocks: Sequence[Line]) -> Figure:
     keep = np.array([_number(block["keep_ratio"]) for block in blocks])
     if np.isnan(keep).all():
         raise MissingDataError("this method records no keep ratios")
-    figure = _figure(2.9)
+    figure = new_figure(2.9)
     axes = figure.subplots()
-    _style(axes, "Parameters kept")
+    style_axes(axes, "Parameters kept")
     axes.axhline(1, color=DENSE, linewidth=1.2, linestyle=DASHED, label="dense")
     for kind, kind_name in KINDS.items():
         chosen = kinds == kind
@@ -168,7 +168,7 @@ def keep_ratio_per_block(blocks: Sequence[Line]) -> Figure:
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(24, integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    _legend_beside_title(axes)
+    legend_beside_title(axes)
     return figure
 
 
@@ -178,9 +178,9 @@ def architecture(blocks: Sequence[Line], widths_dense: Sequence[int]) -> Figure:
         raise MissingDataError("the report lists no blocks")
     kinds, depths = _kinds_and_depths(blocks)
     rows = int(depths.max()) // LAYERS_PER_ROW + 1
-    figure = _figure(0.3 + 1.6 * rows)
+    figure = new_figure(0.3 + 1.6 * rows)
     grid = figure.subplots(rows, 1, squeeze=False)[:, 0]
-    _style(grid[0], "Width of every block", grid=False)
+    style_axes(grid[0], "Width of every block", grid=False)
     for row, axes in enumerate(grid):
         axes.set_axis_off()
         axes.set(xlim=(-0.75, 2 * LAYERS_PER_ROW + 0.15), ylim=(-0.95, 0.8))
@@ -196,7 +196,7 @@ def architecture(blocks: Sequence[Line], widths_dense: Sequence[int]) -> Figure:
             axes.text(x, -0.6, label, ha="center", va="top", fontsize=8, color=INK)
     named = {kind: f"{name}{_dense_note(kinds == kind, widths_dense)}" for kind, name in KINDS.items()}
     handles = [Patch(color=COLOURS[kind], label=label) for kind, label in named.items()]
-    _legend_beside_title(grid[0], [*handles, Patch(facecolor=DENSE, alpha=0.22, linewidth=0, label="removed")])
+    legend_beside_title(grid[0], [*handles, Patch(facecolor=DENSE, alpha=0.22, linewidth=0, label="removed")])
     return figure
 
 
@@ -210,10 +210,10 @@ def latency_distribution(samples: Mapping[str, Sequence[float]]) -> Figure:
     high = max(float(np.percentile(values, 99)) for values in measured.values())
     margin = 0.04 * (high - low or 1)
     edges = np.linspace(low - margin, high + margin, 91)
-    figure = _figure(0.6 + 1.15 * len(ordered))
+    figure = new_figure(0.6 + 1.15 * len(ordered))
     grid = figure.subplots(len(ordered), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(grid, ordered, strict=True):
-        _style(axes, name, grid=False)
+        style_axes(axes, name, grid=False)
         colour = DENSE if "dense" in name else PRUNED
         axes.stairs(np.histogram(values, edges)[0], edges, fill=True, color=colour, alpha=0.55)
         p50, p90 = np.percentile(values, [50, 90])
@@ -241,11 +241,13 @@ def to_svg(figure: Figure, name: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg).strip() + "\n"
 
 
-def _figure(height_in: float) -> Figure:
+def new_figure(height_in: float) -> Figure:
+    """An empty figure of the report's width."""
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
-def _style(axes: Axes, title: str, *, colour: str = INK, grid: bool = True) -> None:
+def style_axes(axes: Axes, title: str, *, colour: str = INK, grid: bool = True) -> None:
+    """Title, spines, ticks and grid as all figures have them."""
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=colour, parse_math=False)
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -262,7 +264,8 @@ def _epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
-def _legend_beside_title(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+def legend_beside_title(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """A frameless legend on the title's line, at the right."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
     above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "ncols": 3, "borderpad": 0.2}
     axes.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, **above)

@@ -7,6 +7,7 @@ from typing import Any
 
 from dap import PruneConfig
 from pipeline.config import RunConfig
+from pipeline.methods import METHODS
 from pipeline.models import MICRO
 from pipeline.pretrain import PretrainConfig
 from pipeline.train import TrainConfig
@@ -47,17 +48,53 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
     return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
 
 
+def with_method(config: RunConfig, method: str, *, released: bool = False, **pruning: Any) -> RunConfig:
+    """The same run with another method, and the same number of epochs in all: they move to the stage that it trains in.
+
+    pruning: settings of PruneConfig to change
+    """
+    if method not in METHODS:
+        raise ValueError(f"METHOD={method} is unknown. Known: {', '.join(METHODS)}")
+    assert config.prune is not None, "a preset prunes and fine-tunes"
+    assert config.finetune is not None, "a preset prunes and fine-tunes"
+    total = config.prune.epochs + config.finetune.epochs
+    prune: TrainConfig | None = config.prune
+    finetune: TrainConfig | None = config.finetune
+    if method == "dense":
+        prune = finetune = None
+    elif METHODS[method].one_shot:
+        prune, finetune = None, replace(config.finetune, epochs=total, warmup_epochs=config.prune.warmup_epochs)
+    elif not METHODS[method].finetunes:
+        prune, finetune = replace(config.prune, epochs=total), None
+    return replace(
+        config,
+        method=method,
+        released=released,
+        prune=prune,
+        finetune=finetune,
+        pruning=replace(config.pruning, **pruning),
+    )
+
+
 def pretraining(dataset: str, *, model: str, init: str | None, epochs: int, lr: float, seed: int) -> PretrainConfig:
     """Training of the embedded model's weights."""
     recipe = TrainConfig(epochs=epochs, batch_size=128, lr=lr, warmup_epochs=min(1, epochs - 1), checkpoint_seconds=300)
     return PretrainConfig(dataset=dataset, model=model, init=init, seed=seed, train=recipe)
 
 
+def dataset_name(config: RunConfig) -> str:
+    """The data set in a word: its name or its folder's, and the subset."""
+    name = config.dataset
+    if name.startswith("folder:"):
+        name = Path(name.removeprefix("folder:")).expanduser().resolve().stem
+    return name + (f"-{config.subset}" if config.subset else "")
+
+
 def run_name(config: RunConfig) -> str:
     """The run folder's name when the user gives none: what tells runs apart at a glance."""
-    dataset = config.dataset
-    if dataset.startswith("folder:"):
-        path = Path(dataset.removeprefix("folder:")).expanduser().resolve()
-        dataset = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-    dataset += f"-{config.subset}" if config.subset else ""
-    return f"{dataset}-{config.model}-{config.method}-{config.pruning.sparsity:g}-seed{config.seed}".replace("/", "_")
+    dataset = dataset_name(config)
+    if config.dataset.startswith("folder:"):  # folders of the same name in different places must not meet in one run
+        path = str(Path(config.dataset.removeprefix("folder:")).expanduser().resolve())
+        dataset += f"-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
+    method = f"{config.method}-released" if config.released else config.method
+    return f"{dataset}-{config.model}-{method}-{config.pruning.sparsity:g}-seed{config.seed}".replace("/", "_")

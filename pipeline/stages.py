@@ -6,7 +6,7 @@ export, validate, report                    once per run and target
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from accelerate.utils import set_seed
 from PIL import Image
 from timm.models import VisionTransformer
 
-from dap import Pruner, count_macs, count_params, load_compact
+from dap import Method, count_macs, count_params, load_compact
 from pipeline import augment, files, models
-from pipeline.config import METHODS
 from pipeline.context import Context, save_model
 from pipeline.data import View
 from pipeline.errors import EnvironmentLacks
 from pipeline.evaluate import make_accelerator, predictor
+from pipeline.methods import build
 from pipeline.report import overall_verdict, write_report
 from pipeline.summary import summarise
 from targets import TARGETS, Target, manifest, tflite
@@ -53,12 +53,17 @@ def prepare(context: Context) -> Written:
     written = save_model(model, context.checkpoints / "prepared")
     view = View.of(model)
     rewrite(model.eval(), view.mean, view.std)  # a model that cannot be exported should not be trained first
-    rule = augment.resize_rule(view.size, view.crop_ratio)
+    rule = augment.resize_rule(view)
     files.write_json(folder / "labels.json", list(context.dataset.classes))
     files.write_json(folder / "preprocess.json", {**asdict(view), "resize": rule})
-    widths = [block["width"] for block in _pruned_model(context)[1].blocks()]
+    widths = (
+        []
+        if config.method == "dense"
+        else [block["heads"] * block["width"] for block in _pruned_model(context)[1].blocks()]
+    )
     written += [folder / "labels.json", folder / "preprocess.json"]
-    return written, {**_size(model, "_dense"), "widths_dense": widths}
+    skipped = [asdict(file) for file in context.dataset.skipped]
+    return written, {**_size(model, "_dense"), "widths_dense": widths, "skipped_images": skipped}
 
 
 def dense(context: Context) -> Written:
@@ -71,9 +76,12 @@ def dense(context: Context) -> Written:
 
 
 def prune(context: Context) -> Written:
-    """Fine-tune while the pruner allocates and masks; ends with hard masks on a model of dense shape."""
+    """Fine-tune while the pruner allocates and masks, or decide in one shot; ends with a model of dense shape."""
     model, pruner = _pruned_model(context, make_accelerator().device)
-    context.train("prune", model, context.run.config.prune, pruner)
+    if context.run.config.prune is None:
+        pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
+    else:
+        context.train("prune", model, context.run.config.prune, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
     files.save_checkpoint(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
@@ -87,19 +95,22 @@ def compact(context: Context) -> Written:
     assert state is not None, "stage prune has written it"
     model.load_state_dict(state["model"])
     pruner.load_state_dict(state["pruner"])
-    images = next(iter(context.val_batches()))[0][:64]
+    images = next(iter(context.val_batches))[0][:64]
     masked = predictor(model, context.view)(images)
     small = pruner.finalize()
-    difference = float((predictor(small, context.view)(images) - masked).abs().max() / masked.abs().max())
-    assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
+    difference = None
+    if context.run.config.prune:  # a one-shot method has no masks: its small model is meant to compute something else
+        difference = float((predictor(small, context.view)(images) - masked).abs().max() / masked.abs().max())
+        assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
     results = {"top1_compact": context.top1(small), "compaction_error": difference}
     return save_model(small, context.checkpoints / "compact"), results
 
 
 def finetune(context: Context) -> Written:
-    """Train the small model on."""
+    """Train the small model on, if the method does that."""
     model = load_compact(context.checkpoints / "compact")
-    context.train("finetune", model, context.run.config.finetune)
+    if context.run.config.finetune:
+        context.train("finetune", model, context.run.config.finetune)
     return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
 
 
@@ -122,7 +133,7 @@ def export(context: Context, target: Target) -> Written:
         dtype="float32",
         layout="NHWC",
         range=(0.0, 255.0),
-        resize=augment.resize_rule(view.size, view.crop_ratio),
+        resize=augment.resize_rule(view),
     )
     written = manifest.write(
         Manifest(
@@ -146,7 +157,7 @@ def validate(context: Context, target: Target) -> Written:
     entries = {entry.file: entry for entry in manifest.read(folder).files}
     measured = local.run(
         {name: folder / name for name in entries},
-        _one_by_one(context.val_batches()),
+        _one_by_one(context.val_batches),
         threads=target.threads,
         seconds=LATENCY_SECONDS,
         min_samples=LATENCY_SAMPLES,
@@ -203,17 +214,22 @@ TRAINING: dict[str, Callable[[Context], Written]] = {
 DEPLOYING: dict[str, Callable[[Context, Target], Written]] = {"export": export, "validate": validate}
 
 
+def training_stages(method: str) -> tuple[str, ...]:
+    """The stages that a method goes through, in order."""
+    return ("prepare", "dense") if method == "dense" else tuple(TRAINING)
+
+
 def run_training(context: Context, only: str | None = None) -> None:
     """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished."""
     config = context.run.config
     before: dict[str, str] = {}
     if config.model_path and Path(config.model_path).is_file():
         before["MODEL_PATH"] = files.digest(Path(config.model_path))
-    for name, stage in TRAINING.items():
+    for name in training_stages(config.method):
         # The config cannot change within a run folder; the images, the weights and earlier stages' files can.
         inputs = {"data": context.dataset.fingerprint, "files": before}
         if only in (None, name):
-            _run(context, name, inputs, partial(stage, context))
+            _run(context, name, inputs, partial(TRAINING[name], context))
         elif not context.run.finished(name, inputs):
             raise ValueError(f"stage {only} needs stage {name}, which has not finished. Run that first")
         if only == name:
@@ -232,7 +248,8 @@ def run_deploying(context: Context, name: str, only: str | None = None) -> str:
     target, run = TARGETS[name], context.run
     load_budget(target.budget)  # a budget that cannot be read should not cost an export first
     if "top1" not in run.results("finetune"):
-        raise ValueError(f"{run.folder} has no small model yet. Finish `make prune` first")
+        hint = "METHOD=dense makes none" if run.config.method == "dense" else "Finish `make prune` first"
+        raise ValueError(f"{run.folder} has no small model. {hint}")
     before = {stage: run.files(stage) for stage in TRAINING}
     inputs: dict[str, Any] = {"files": before, "data": context.dataset.fingerprint, "target": target.name}
     for stage, function in DEPLOYING.items():
@@ -262,15 +279,24 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written])
     context.run.finish(name, inputs, written, results, time.monotonic() - started)
 
 
-def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Pruner]:
+def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Method]:
     """The prepared model with a pruner on it; the pruner stays on the device that the model has now."""
     config = context.run.config
     model = load_compact(context.checkpoints / "prepared").to(device)
-    steps = len(context.train_batches(config.prune))
-    settings = replace(config.pruning, allocation=METHODS[config.method].allocation)
+    training = config.prune or config.finetune
+    assert training is not None, "a method prunes or fine-tunes"
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
-    rule = TARGETS[config.target].allowed_width if settings.gates == "inner" else None
-    return model, Pruner(model, settings, steps_per_epoch=steps, epochs=config.prune.epochs, allowed_width=rule)
+    rule = TARGETS[config.target].allowed_width if config.pruning.gates == "inner" else None
+    return model, build(
+        config.method,
+        model,
+        config.pruning,
+        released=config.released,
+        steps_per_epoch=len(context.train_batches(training)),
+        epochs=training.epochs,
+        seed=config.seed,
+        allowed_width=rule,
+    )
 
 
 def _size(model: VisionTransformer, suffix: str = "") -> Results:
@@ -279,7 +305,7 @@ def _size(model: VisionTransformer, suffix: str = "") -> Results:
 
 def _golden(context: Context, folder: Path, model: VisionTransformer) -> list[Golden]:
     """A few validation images, cut to size, with the logits that every runtime must give for them."""
-    images, _ = next(iter(context.val_batches()))
+    images, _ = next(iter(context.val_batches))
     chosen = images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
     logits = predictor(model, context.view)(chosen)
     golden = []
@@ -294,7 +320,7 @@ def _golden(context: Context, folder: Path, model: VisionTransformer) -> list[Go
 def _logits(context: Context, model: VisionTransformer) -> np.ndarray:
     """(N, C) of the whole validation split."""
     predict = predictor(model, context.view)
-    return torch.cat([predict(images) for images, _ in context.val_batches()]).numpy()
+    return torch.cat([predict(images) for images, _ in context.val_batches]).numpy()
 
 
 def _one_by_one(batches: Iterable) -> Iterator[tuple[np.ndarray, int]]:

@@ -18,9 +18,12 @@ def summarise(run: Run) -> dict[str, Any]:
     for record in records.values():
         found |= record.get("results", {})
     artifacts = [artifact for target in TARGETS for artifact in _artifacts(run, target)]
+    widths = found.get("widths_dense", [])
+    pruned = found.get("blocks", [])  # none before stage prune, or for METHOD=dense
+    # one width per block: heads x head width, or hidden units
     blocks = [
-        {**block, "width_dense": width}
-        for block, width in zip(found.get("blocks", []), found.get("widths_dense", []), strict=True)
+        {**block, "width": block["heads"] * block["width"], "width_dense": width}
+        for block, width in zip(pruned, widths, strict=bool(pruned))
     ]
     return {
         "run": run.folder.name,
@@ -33,10 +36,13 @@ def summarise(run: Run) -> dict[str, Any]:
         "sparsity": 1 - found["params"] / found["params_dense"] if "params" in found else None,
         **{key: found.get(key) for key in MEASURED},
         "seconds_per_stage": {name: record["seconds"] for name, record in records.items() if "seconds" in record},
+        "skipped_images": found.get("skipped_images", []),
         "blocks": blocks,
         "artifacts": artifacts,
         "versions": versions(),
-        "next": None if artifacts else f"make deploy TARGET={config.target} RUN={run.folder.name}",
+        "next": None
+        if artifacts or config.method == "dense"
+        else f"make deploy TARGET={config.target} RUN={run.folder.name}",
         "config": to_dict(config),
     }
 

@@ -1,8 +1,10 @@
 """One training loop. It takes a pruner and knows no rule of it.
 
 Bit-for-bit resumable: every random number of a step comes from (seed, step), and a checkpoint is taken between steps.
+A GPU is never waited for within a step: the loss of a step is read, checked and logged while the next one is computed.
 """
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -10,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import set_seed
@@ -19,13 +21,13 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
-from torch.utils.data import DataLoader
 
+from dap import Method
 from pipeline import files
 from pipeline.data import View
 from pipeline.errors import Interrupted
 from pipeline.evaluate import make_accelerator
-from pipeline.loader import TrainBatches, normalise
+from pipeline.loader import Batches, normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,16 @@ class TrainConfig:
     """largest gradient norm"""
     checkpoint_seconds: float = 60.0
     """time between checkpoints"""
+    in_memory: bool | None = None
+    """hold all training images on the device and augment them there; None: on a GPU, if loader.obstacle finds none"""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs={self.epochs} must be 1 or more")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size} must be even: mixup and cutmix mix two images each")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr} must be above 0")
         if self.schedule not in ("cosine", "constant"):
@@ -71,17 +77,6 @@ class TrainConfig:
 _BEGIN_ANEW = "Delete it to begin this stage anew"
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-class TrainingPruner(Protocol):
-    """What the loop needs of a pruner."""
-
-    def step(self, targets: torch.Tensor) -> Any:
-        """Called after backward and before the optimiser's step; returns what to log when masks moved, else None."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class _StopRequest:
@@ -102,9 +97,23 @@ class _StopRequest:
             signal.signal(number, handler)
 
 
+class _Loss:
+    """The loss of a step, on its way from the device: asked for now, read when it has arrived."""
+
+    def __init__(self, loss: torch.Tensor) -> None:
+        # on other devices than CUDA's a copy that is not waited for may be read too early
+        self._value = loss.detach().to("cpu", non_blocking=loss.is_cuda)
+        self._arrived = torch.cuda.current_stream().record_event() if loss.is_cuda else None
+
+    def read(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._value)
+
+
 def train(
     model: nn.Module,
-    loader: DataLoader,
+    batches: Batches,
     config: TrainConfig,
     *,
     stage: str,
@@ -113,25 +122,25 @@ def train(
     classes: int,
     checkpoint: Path,
     log: files.Log,
-    pruner: TrainingPruner | None = None,
+    pruner: Method | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Train `model` in place, from `checkpoint` if there is one; it is on the CPU afterwards.
 
-    loader:   batches of uint8 (B, 3, H, W) and int64 (B,), with a TrainBatches as batch sampler
+    batches:  uint8 (B, 3, H, W) and int64 (B,), from any step on
     stage:    name that goes into every log line
     view:     mean and std that the model expects
     evaluate: top-1 accuracy in percent of the model as it stands; logged at the end of every epoch
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
-    Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite.
+    Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite, which is
+    noticed a step late but never saved.
     """
     accelerator = make_accelerator()
-    assert isinstance(loader.batch_sampler, TrainBatches)
-    batches = loader.batch_sampler
+    device = accelerator.device
     optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    steps_per_epoch, bare = len(loader), accelerator.unwrap_model(model)
+    model, optimizer = accelerator.prepare(model, optimizer)  # not the batches: they know their process themselves
+    steps_per_epoch, bare = len(batches), accelerator.unwrap_model(model)
     total = steps_per_epoch * config.epochs
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -162,7 +171,24 @@ def train(
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"checkpoint {checkpoint} does not fit this model. {_BEGIN_ANEW}") from error
         step = state["step"]
-    log.rewind(stage, step)
+    if accelerator.is_main_process:
+        log.rewind(stage, step)
+
+    shown: dict[str, float] = {}
+    waiting: list[tuple[dict[str, Any], _Loss, Any]] = []  # at most one
+
+    def write_waiting() -> None:
+        """Check, log and show the step that has been computed but not looked at."""
+        while waiting:
+            line, loss, update = waiting.pop()
+            line["loss"] = loss.read()
+            if not math.isfinite(line["loss"]):
+                raise ValueError(f"{stage}: the loss became {line['loss']} at step {line['step']}. Try a lower LR")
+            if accelerator.is_main_process:
+                log.write(line if update is None else {**line, **update})
+                shown.update((key, line[key]) for key in ("loss", "top1") if key in line)
+                if progress is not None:
+                    progress(stage, line["step"], total, shown)
 
     def save() -> None:
         state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
@@ -171,43 +197,38 @@ def train(
             files.save_checkpoint(checkpoint, state)
 
     model.train()
-    shown: dict[str, float] = {}
     saved_at = time.monotonic()
-    with _StopRequest() as stop:
+    with _StopRequest() as stop, contextlib.closing(batches.starting_at(step)) as stream:
         while step < total:
-            batches.step = step
-            for images, labels in loader:
-                set_seed(_step_seed(seed, step), device_specific=True)
-                scheduler.step_update(step)
-                inputs, targets = normalise(images, view.mean, view.std), labels
-                if mixup is not None:
-                    inputs, targets = mixup(inputs, labels)
-                with accelerator.autocast():
-                    logits = model(inputs)
-                loss = criterion(logits.float(), targets)
-                accelerator.backward(loss)
-                update = pruner.step(targets) if pruner is not None else None
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-                step += 1
-                value, lr = float(loss.detach()), optimizer.param_groups[0]["lr"]
-                if not math.isfinite(value):
-                    raise ValueError(f"{stage}: the loss became {value} at step {step}. Try a lower LR")
-                if accelerator.is_main_process:
-                    line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "loss": value, "lr": lr}
-                    if evaluate is not None and step % steps_per_epoch == 0:
-                        line["top1"] = shown["top1"] = evaluate(bare)
-                    log.write(line if update is None else {**line, **update})
-                    shown["loss"] = value
-                    if progress is not None:
-                        progress(stage, step, total, shown)
-                if stop.set or time.monotonic() - saved_at > config.checkpoint_seconds:
-                    save()
-                    saved_at = time.monotonic()
-                if stop.set:
-                    raise Interrupted(f"{stage} stopped at step {step} of {total}")
-    save()
+            images, labels = next(stream)
+            set_seed(_step_seed(seed, step), device_specific=True)
+            scheduler.step_update(step)
+            images, labels = (part.to(device, non_blocking=device.type == "cuda") for part in (images, labels))
+            inputs, targets = normalise(images, view.mean, view.std), labels
+            if mixup is not None:
+                inputs, targets = mixup(inputs, labels)
+            with accelerator.autocast():
+                logits = model(inputs)
+            loss = criterion(logits.float(), targets)
+            extra = pruner.loss(targets) if pruner is not None else None
+            accelerator.backward(loss if extra is None else loss + extra)
+            update = pruner.step(targets) if pruner is not None else None
+            accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            write_waiting()
+            lr = optimizer.param_groups[0]["lr"]
+            line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": lr}
+            waiting.append((line, _Loss(loss), update))
+            if evaluate is not None and step % steps_per_epoch == 0 and accelerator.is_main_process:
+                line["top1"] = evaluate(bare)
+            if stop.set or step == total or time.monotonic() - saved_at > config.checkpoint_seconds:
+                write_waiting()
+                save()
+                saved_at = time.monotonic()
+            if stop.set:
+                raise Interrupted(f"{stage} stopped at step {step} of {total}")
     bare.cpu()
 
 

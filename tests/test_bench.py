@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 
 from dap import PruneConfig
-from pipeline import bench_step, models
+from pipeline import bench_step, models, side_by_side
 from pipeline.bench_method import bench_method
 from pipeline.results import write_results
 
@@ -25,7 +25,8 @@ def test_bench_step_has_a_row_per_probe_and_ratios_to_none(monkeypatch, tmp_path
     write_results(tmp_path / "docs" / "r.json", "make bench-step", rows)
 
 
-def test_bench_method_compares_variants_on_the_same_seed(image_folder, tmp_path):
+def test_bench_method_compares_variants_on_the_same_seed(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "SECONDS", 0.2)
     recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
     base = tiny_config(
         image_folder, dense=recipe, prune=recipe, finetune=recipe, pruning=PruneConfig(sparsity=0.5, sparse=0.6)

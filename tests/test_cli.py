@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, what is left behind; and the Makefile in front of it."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -12,7 +13,8 @@ import torch
 
 from dap import save_compact
 from pipeline import __main__ as cli
-from pipeline import files, stages
+from pipeline import download, files, stages
+from pipeline.catalog import KNOWN
 from pipeline.errors import EnvironmentLacks, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -200,3 +202,20 @@ def test_make_help_names_every_verb():
     text = make("help")
     for verb in ("demo", "prune", "deploy", "stage", "pretrain", "test", "check"):
         assert f"make {verb} " in text
+
+
+def test_data_without_a_network_is_exit_3_with_the_steps(run, monkeypatch):
+    known = KNOWN["cifar10"]
+    archive = dataclasses.replace(known.archives[0], url="http://nowhere.invalid/cifar.tar.gz")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setitem(KNOWN, "cifar10", dataclasses.replace(known, archives=(archive,)))
+    code, text = run("data", "--dataset", "cifar10")
+    assert code == 3
+    assert "3. Repeat: make data DATASET=cifar10" in text
+
+
+def test_data_says_what_to_run_next(run, monkeypatch):
+    monkeypatch.setattr(download, "fetch", lambda known, folder, progress: progress("get x.tar", 1, 1))
+    code, text = run("data", "--dataset", "cifar10", "--data", "here")
+    assert code == 0
+    assert "next: make prune DATASET=cifar10 DATA=here SPARSITY=0.75" in text

@@ -1,0 +1,88 @@
+"""The ways to choose what goes, by name: what METHOD= takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from timm.models import VisionTransformer
+
+import dap
+from dap import PruneConfig, Pruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to prune, and which of the stages it trains in."""
+
+    summary: str
+    """for --help and the tables"""
+    pruning: dict[str, Any] = field(default_factory=dict)
+    """settings of PruneConfig that make the method"""
+    one_shot: bool = False
+    """it decides on the pretrained network; all epochs go to the small model"""
+    finetunes: bool = True
+    """the small model is trained on; without that all epochs go to pruning"""
+
+
+METHODS = {
+    "dense": Method(summary="nothing goes: the reference alone"),
+    "dap": Method(summary="Depth Aware Pruning: a block keeps what its measured benefit earns"),
+    "uniform": Method(
+        summary="control: DAP's machinery, but every block keeps the same share", pruning={"allocation": "uniform"}
+    ),
+    "taylor": Method(
+        summary="control: DAP's units and scores in one ranking over all blocks", pruning={"allocation": "global"}
+    ),
+    "magnitude": Method(
+        summary="control: the same with the weights' magnitude as score",
+        pruning={"allocation": "global", "score": "magnitude"},
+    ),
+    "savit": Method(summary="SAViT: joint importance of heads, hidden units and width, one shot", one_shot=True),
+    "wdpruning": Method(summary="WD-Prune: learned widths and depth", finetunes=False),
+    "isomorphic": Method(summary="torch-pruning's isomorphic Taylor pruning, one shot (optional)", one_shot=True),
+}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "dap": {"reference": {"probe": "reference"}, "all-gates": {"gates": "all"}},
+    "uniform": {"all-gates": {"gates": "all"}},
+}
+"""method -> variant -> settings of PruneConfig in which it differs; `released` variants are in RELEASED"""
+
+RELEASED = ("savit", "wdpruning")
+"""methods whose released code is known to be wrong somewhere: `released` repeats its mistakes"""
+
+
+def build(
+    method: str,
+    model: VisionTransformer,
+    config: PruneConfig,
+    *,
+    released: bool,
+    steps_per_epoch: int,
+    epochs: int,
+    seed: int,
+    allowed_width: Callable[[str, int], bool] | None,
+) -> dap.Method:
+    """The pruner of a method, on `model`. The rule for widths is kept by DAP and its controls only.
+
+    Raises ValueError for a sparsity that the method cannot reach, a model or a cost that it does not know.
+    """
+    # each imported where it is used: torch-pruning is optional, and a run needs one method only
+    if method == "savit":
+        from dap.baselines.savit import Savit, SavitConfig
+
+        savit = SavitConfig(sparsity=config.sparsity, cost=config.cost, released=released, seed=seed)
+        return Savit(model, savit, steps_per_epoch=steps_per_epoch)
+    if method in ("wdpruning", "isomorphic") and config.cost != "params":
+        raise ValueError(f"METHOD={method} counts parameters only: leave cost at params")
+    if method == "wdpruning":
+        from dap.baselines.wdpruning import WDPrune, WDPruneConfig
+
+        wdprune = WDPruneConfig(sparsity=config.sparsity, released=released, seed=seed)
+        return WDPrune(model, wdprune, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    if method == "isomorphic":
+        from dap.baselines.isomorphic import Isomorphic, IsomorphicConfig
+
+        return Isomorphic(model, IsomorphicConfig(sparsity=config.sparsity), steps_per_epoch=steps_per_epoch)
+    pruning = replace(config, **METHODS[method].pruning)
+    return Pruner(model, pruning, steps_per_epoch=steps_per_epoch, epochs=epochs, allowed_width=allowed_width)

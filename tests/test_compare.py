@@ -1,0 +1,81 @@
+"""The comparison: its queue, what it does with a cell that fails, its table and its figures."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from conftest import tiny_config
+
+from pipeline import compare_report, side_by_side
+from pipeline.compare import Cell, cells, compare
+from pipeline.files import read_json
+
+
+def row(method: str, sparsity: float, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
+    values = {"variant": None, "sparsity_target": sparsity, "sparsity": sparsity + 0.001, "off_target": False,
+              "epochs": [2, 1], "params": 1e6 * (1 - sparsity), "macs": 9e7 * (1 - sparsity), "seconds": 10.0,
+              "keep_ratios": [0.5] * 24, "error": None, "top1_dense": 60.0, "latency_ms_p50": None}  # fmt: skip
+    return {"method": method, "seed": seed, "top1": top1, **values, **changes}
+
+
+def test_the_queue_begins_with_the_dense_model_of_every_seed_and_knows_its_methods():
+    queue = cells(["dap", "dap:all-gates", "dense"], [0.5, 0.75], [0, 1])
+    assert queue[0] == Cell("dense", None, 0.0, 0)
+    assert [cell.name for cell in queue[1:5]] == ["dap-0.5-seed0", "dap-all-gates-0.5-seed0", "dap-0.75-seed0",
+                                                 "dap-all-gates-0.75-seed0"]  # fmt: skip
+    assert len({cell.name for cell in queue}) == len(queue) == 10
+    with pytest.raises(ValueError, match=r"'dap:magic' is unknown\. Known: dense, dap"):
+        cells(["dap:magic"], [0.5], [0])
+
+
+def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "SECONDS", 0.2)
+    recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
+    base = tiny_config(image_folder, dense=dataclasses.replace(recipe, epochs=2), prune=recipe, finetune=recipe)
+    queue = cells(["dap", "uniform"], [0.5, 0.999], [0])
+    steps: list[str] = []
+    options: Any = {"progress": lambda stage, *_: steps.append(stage), "say": lambda _: None}
+    rows = compare(base, tmp_path, queue, **options)
+    assert [(r["method"], r["sparsity_target"]) for r in rows] == [(c.method, c.sparsity) for c in queue]
+    dense, dap, uniform, refused, _ = rows
+    assert sum(dense["epochs"]) == sum(dap["epochs"]) == sum(uniform["epochs"]) == 2
+    assert dap["top1_dense"] == dense["top1"] == dense["top1_dense"]
+    assert dap["keep_ratios"] != uniform["keep_ratios"]
+    assert abs(dap["sparsity"] - 0.5) < 0.01 and not dap["off_target"]
+    assert 0 < dap["latency_ms_p50"] < dense["latency_ms_p50"]
+    assert refused["top1"] is None and "highest" in refused["error"]
+    done = len(steps)
+    again = compare(base, tmp_path, queue, **options)
+    assert len(steps) == done
+    assert [r["top1"] for r in again] == [r["top1"] for r in rows]
+    table = compare_report.write(tmp_path / "r" / "compare.json", "make compare", rows, dataset="d", model="m")
+    assert "refused: " in table
+    assert {p.suffix for p in (tmp_path / "r").iterdir()} == {".json", ".md", ".svg"}
+    for found in read_json(tmp_path / "r" / "compare.json")["rows"]:
+        assert {"method", "variant", "sparsity_target", "sparsity", "seed", "epochs", "top1", "top1_dense", "params",
+                "macs", "latency_ms_p50", "seconds"} <= found.keys()  # fmt: skip
+
+
+def test_the_table_shows_mean_and_deviation_and_marks_what_is_off():
+    rows = [row("dense", 0.0, seed, 60.0 + seed) for seed in range(3)]
+    rows += [row("dap", 0.5, seed, 50.0 + seed) for seed in range(3)]
+    rows += [row("savit", 0.5, 0, 40.0, variant="released", off_target=True)]
+    rows += [row("wdpruning", 0.5, 0, None, error="cannot | be reached")]
+    table = compare_report.markdown(rows, "species", "micro").splitlines()
+    assert "| micro | dense | 61.0 ± 1.0 |" in table
+    assert "| micro | DAP | 51.0 ± 1.0 |" in table
+    assert "| micro | SAViT (released) | 40.0 † |" in table
+    assert "| micro | WD-Prune | refused: cannot / be reached |" in table
+    assert table[-1].startswith("†")
+    assert any("not measured" in line for line in table)
+    assert "†" not in compare_report.markdown(rows[:6], "species", "micro")
+
+
+def test_the_figures_hold_every_method(tmp_path):
+    rows = [row(method, s, seed, 50.0) for method in ("dap", "uniform") for s in (0.5, 0.75) for seed in (0, 1)]
+    compare_report.write(tmp_path / "compare.json", "make compare", rows, dataset="d", model="m")
+    for name in ("accuracy", "keep-50", "keep-75"):
+        svg = (tmp_path / f"compare-{name}.svg").read_text()
+        assert "DAP" in svg and "uniform" in svg
+    assert json.loads((tmp_path / "compare.json").read_text())["command"] == "make compare"
