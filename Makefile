@@ -11,7 +11,7 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo data prune deploy stage pretrain compare bench-step bench-method test check format lock
+.PHONY: help env demo data prune deploy stage pretrain compare bench-step bench-loader bench-method test check format lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ compare: $(READY) ## every method side by side: the table [DATASET DATA SUBSET M
 
 bench-step: $(READY) ## time and memory of a training step, plain and pruning [QUICK OUT]
 	@$(RUN_PIPELINE) bench-step $(if $(QUICK),--quick) $(call options,OUT)
+
+bench-loader: $(READY) ## images per second of our training loader and timm's [QUICK WORKERS OUT]
+	@$(RUN_PIPELINE) bench-loader $(if $(QUICK),--quick) $(call options,WORKERS OUT)
 
 bench-method: $(READY) ## default against reference probes, inner against all gates [DATASET SUBSET SPARSITY VARIANTS SEEDS EPOCHS ...]
 	@$(RUN_PIPELINE) bench-method $(call options,DATASET SUBSET MODEL SPARSITY VARIANTS SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE OUT)

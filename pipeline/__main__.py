@@ -351,6 +351,22 @@ def bench_step(
     output.print(f"results: {out}", soft_wrap=True)
 
 
+@app.command("bench-loader", epilog=EXIT_CODES)
+def bench_loader(
+    quick: Annotated[bool, typer.Option("--quick", help="Few pictures and rounds.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that load.")] = min(8, os.cpu_count() or 1),
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-loader.json"),
+) -> None:
+    """Images per second: our training loader, timm's, decoding alone, and images held in memory."""
+    from pipeline.bench_loader import bench_loader as measure
+    from pipeline.results import write_results
+
+    rows = measure(quick=quick, workers=workers, say=_say)
+    write_results(out, f"make bench-loader WORKERS={workers}" + (" QUICK=1" if quick else ""), rows)
+    _table(rows, ("loader", "pictures", "input", "workers", "images_per_s", "ratio", "ratio_paired", "ratio_spread"))
+    output.print(f"results: {out}", soft_wrap=True)
+
+
 def _numbers(name: str, text: str, kind):
     try:
         return [kind(number) for number in text.split()]

@@ -29,7 +29,6 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientati
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_JPEG_END = b"\xff\xd9"
 _REDUCED = {  # OpenCV's name for the bit; whether grey or colour comes out is another bit's matter
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -66,16 +65,16 @@ class _Jpeg(Picture):
     def __init__(self, data: bytes, where: str, image: Image.Image) -> None:
         self.data, self.where, self.orientation = data, where, _orientation(image)
         self.width, self.height = image.size[::-1] if self.orientation in _SIDEWAYS else image.size
-        # OpenCV decodes to Pillow's very pixels in half the time, and at a fraction of the size. But it has another
-        # formula for CMYK, and takes a file that breaks off for a whole one.
-        self.quick = image.mode in ("L", "RGB") and data.endswith(_JPEG_END)
+        self.cmyk = image.mode == "CMYK"
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
-        if self.quick:
+        # OpenCV decodes to Pillow's very pixels in half the time, but for CMYK it has another formula.
+        if not self.cmyk:
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
             pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
             if pixels is not None:
                 return _upright(pixels, self.orientation)
+        # Pillow also says what is wrong with a file that OpenCV cannot decode
         with _opened(self.data, self.where) as image:
             self._draft(image, reduction)
             return _decoded(image)

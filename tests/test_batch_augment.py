@@ -45,7 +45,7 @@ def test_there_are_no_other_operations():
 def test_recipes_have_the_statistics_of_the_other_mode(name, size):
     """Mean and deviation over many draws, of every pixel (two halves of the other mode differ more) and of images."""
     recipe = getattr(augment, name, augment.Augmentation(colour_jitter=0.4, flip=0.5))
-    picture, count = pictures(1)[0], 1200
+    picture, count = pictures(1)[0], 800
     transform = augment.train_transform(recipe, size)
     theirs = np.stack([transform(of_array(picture), seed) for seed in range(count)]).astype(float)
     source = (
@@ -103,3 +103,10 @@ def test_erasing_touches_only_images_that_drew_it():
     assert share.max() <= 0.34
     rectangle = erased[0].any(1).sum() * erased[0].any(0).sum()
     assert erased[0].sum() > 0.98 * rectangle
+
+
+def test_a_recipe_with_erasing_erases():
+    images = torch.full((200, 3, 64, 64), 7, dtype=torch.uint8)
+    erased = augment_batch(augment.Augmentation(erasing=0.25), images, 64, np.random.default_rng(0)) != 7
+    assert erased.any(1).any(1).any(1).float().mean() == pytest.approx(0.25, abs=0.1)
+    assert (images == 7).all()

@@ -57,6 +57,9 @@ class Marker:
     def __init__(self, at: int) -> None:
         self.at, self.steps = at, 0
 
+    def loss(self, targets: torch.Tensor) -> None:
+        return None
+
     def step(self, targets: torch.Tensor) -> dict | None:
         self.steps += 1
         return {"moved": self.steps} if self.steps == self.at else None
