@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # Workers are processes already; OpenCV's own threads would only fight with torch's.
 cv2.setNumThreads(0)
 
-NATURAL_RATIOS = (3 / 4, 4 / 3)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -34,7 +32,7 @@ class Augmentation:
 
     crop_scale: tuple[float, float] | None = None
     """share of the area that a random crop keeps; None: all of the image, resized without regard to its proportions"""
-    crop_ratio: tuple[float, float] = NATURAL_RATIOS
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """width / height of the random crop"""
     flip: float = 0.0
     """share of images that are mirrored"""
@@ -92,7 +90,7 @@ class _TrainTransform:
                 A.Affine(rotate=(-6, 6), translate_percent=(-0.03, 0.03), scale=(0.95, 1.05), p=config.affine)
             )
         if config.rand_augment is not None:
-            self.steps.append(rand_augment.RandAugment(config.rand_augment))
+            self.steps.append(RandAugment(config.rand_augment))
         if config.colour_jitter:
             factors = (1 - config.colour_jitter, 1 + config.colour_jitter)
             self.steps.append(A.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1))
@@ -108,7 +106,7 @@ class _TrainTransform:
             shape = {"shape": (picture.height, picture.width)}
             box = self.crop.get_params_dependent_on_data(shape, {})["crop_coords"]
             image = _resized(_cropped(picture, box, self.size), self.size)
-        # one after the other instead of in A.Compose, whose checks of its arguments take longer than a flip
+        # not in A.Compose: given a seed, it gives every step the same random numbers, so that flips decide on the rest
         for step in self.steps:
             step.set_random_state(numbers, choices)
             image = step(image=image)["image"]
@@ -128,7 +126,7 @@ def _cropped(picture: Picture, box: tuple[int, int, int, int], size: int) -> np.
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
     """Bicubic, after some smoothing in a direction in which the image shrinks; from a half on, the mean over the area.
 
-    On photos that comes to 44 dB and more of timm's antialiased bicubic, and to within 10 % of its sharpness, in a
+    On photos that comes to 42 dB and more of timm's antialiased bicubic, and to about 10 % of its sharpness, in a
     fifth of the time. Bilinear would take half of that, but its images are up to a third sharper than evaluation's.
     """
     y, x = image.shape[0] / size, image.shape[1] / size
@@ -137,6 +135,62 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
     if max(y, x) > 1:  # 0.36 comes closest to timm's
         image = cv2.GaussianBlur(image, (3 if x > 1 else 1, 3 if y > 1 else 1), sigmaX=0.36 * x, sigmaY=0.36 * y)
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+class RandAugment(A.ImageOnlyTransform):
+    """timm's RandAugment; `recipe` as `rand_augment.parse` takes it. Operations are drawn with replacement."""
+
+    def __init__(self, recipe: str) -> None:
+        super().__init__(p=1.0)
+        self.recipe = recipe
+        self.magnitude, self.deviation, self.count, self.probability = rand_augment.parse(recipe)
+
+    def get_params(self) -> dict[str, Any]:
+        draw, chosen = self.py_random, []
+        for name in draw.choices(tuple(rand_augment.OPERATIONS), k=self.count):
+            if draw.random() < self.probability:
+                level = min(max(draw.gauss(self.magnitude, self.deviation), 0.0), 10.0) / 10
+                chosen.append((name, level if draw.random() < 0.5 else -level))
+        return {"chosen": chosen}
+
+    def apply(self, img: np.ndarray, chosen: list[tuple[str, float]], **params: Any) -> np.ndarray:
+        for name, level in chosen:
+            img = rand_augment.OPERATIONS[name](img, level)
+        return img
+
+
+class RandomErasing(A.ImageOnlyTransform):
+    """A rectangle becomes noise with the mean and deviation of natural images.
+
+    That is timm's `pixel` mode, but timm erases after normalising: with the mean and deviation that the model expects,
+    and without cutting anything off (here 3 % of the noise is, at 0 or 255).
+    Source: timm 1.0.31, data/random_erasing.py.
+    """
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        draw = self.py_random
+        for _ in range(10):
+            area = draw.uniform(0.02, 1 / 3) * height * width
+            aspect = math.exp(draw.uniform(math.log(0.3), -math.log(0.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < h < height and 0 < w < width:
+                noise = np.frombuffer(draw.randbytes(3 * h * w), np.uint8).reshape(h, w, 3)
+                return {"top": draw.randint(0, height - h), "left": draw.randint(0, width - w), "noise": noise}
+        return {"top": 0, "left": 0, "noise": None}
+
+    def apply(self, img: np.ndarray, top: int, left: int, noise: np.ndarray | None, **params: Any) -> np.ndarray:
+        if noise is None:
+            return img
+        img = img.copy()
+        img[top : top + noise.shape[0], left : left + noise.shape[1]] = cv2.LUT(noise, _NORMAL)
+        return img
+
+
+# From uniform bytes to normal noise: the (byte + 0.5) / 256 quantile, for each channel.
+_QUANTILES = [[NormalDist().inv_cdf((byte + 0.5) / 256)] for byte in range(256)]
+_VALUES = 255 * (np.array(_QUANTILES) * IMAGENET_DEFAULT_STD + IMAGENET_DEFAULT_MEAN)
+_NORMAL = _VALUES.clip(0, 255).round().astype(np.uint8)[None]
 
 
 LARGEST_RESIZED = 100_000_000
@@ -208,37 +262,3 @@ def resize_rule(view: "View") -> dict[str, Any]:
 def _side(view: "View") -> int:
     """Shorter side of the resized image."""
     return math.floor(view.size / view.crop_ratio)
-
-
-class RandomErasing(A.ImageOnlyTransform):
-    """A rectangle becomes noise with the mean and deviation of natural images.
-
-    That is timm's `pixel` mode, but timm erases after normalising: with the mean and deviation that the model expects,
-    and without cutting anything off (here 3 % of the noise is, at 0 or 255).
-    Source: timm 1.0.31, data/random_erasing.py.
-    """
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        draw = self.py_random
-        for _ in range(10):
-            area = draw.uniform(0.02, 1 / 3) * height * width
-            aspect = math.exp(draw.uniform(math.log(0.3), -math.log(0.3)))
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < h < height and 0 < w < width:
-                noise = np.frombuffer(draw.randbytes(3 * h * w), np.uint8).reshape(h, w, 3)
-                return {"top": draw.randint(0, height - h), "left": draw.randint(0, width - w), "noise": noise}
-        return {"top": 0, "left": 0, "noise": None}
-
-    def apply(self, img: np.ndarray, top: int, left: int, noise: np.ndarray | None, **params: Any) -> np.ndarray:
-        if noise is None:
-            return img
-        img = img.copy()
-        img[top : top + noise.shape[0], left : left + noise.shape[1]] = cv2.LUT(noise, _NORMAL)
-        return img
-
-
-# From uniform bytes to normal noise: the (byte + 0.5) / 256 quantile, for each channel.
-_QUANTILES = [[NormalDist().inv_cdf((byte + 0.5) / 256)] for byte in range(256)]
-_VALUES = 255 * (np.array(_QUANTILES) * IMAGENET_DEFAULT_STD + IMAGENET_DEFAULT_MEAN)
-_NORMAL = _VALUES.clip(0, 255).round().astype(np.uint8)[None]

@@ -209,7 +209,7 @@ def train_loader(
     workers:   processes that read and augment images; 0: this one does
     in_memory: hold all images on the device and augment them there, a batch at a time. None: on a GPU, if the images
                are of one size, no larger than the model's input (for a recipe with a crop), and take no more than
-               IN_MEMORY_BYTES
+               IN_MEMORY_BYTES. On a CPU a step of training takes as long either way
     Raises ValueError if there are too few images, or for in_memory=True where that cannot be done.
     """
     from pipeline.evaluate import make_accelerator  # not above: that module takes normalise from this one

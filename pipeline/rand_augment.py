@@ -1,4 +1,4 @@
-"""RandAugment with timm's operations and magnitudes, for uint8 (H, W, 3) RGB.
+"""RandAugment's operations, with timm's names and magnitudes, for uint8 (H, W, 3) RGB.
 
 Every operation takes a level in -1..1: magnitude / 10, and a sign for those with two directions, which others ignore.
 Photometric operations give the values that timm's give, but for a grey level where Pillow and OpenCV round differently.
@@ -10,9 +10,7 @@ Source: timm 1.0.31, data/auto_augment.py; Pillow's ImageOps and ImageEnhance.
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
@@ -22,35 +20,11 @@ FILL = tuple(round(255 * channel) for channel in IMAGENET_DEFAULT_MEAN)
 Operation = Callable[[np.ndarray, float], np.ndarray]
 
 
-class RandAugment(A.ImageOnlyTransform):
-    """As many operations as the recipe says, drawn with replacement, each of them applied with probability p.
+def parse(recipe: str) -> tuple[float, float, int, float]:
+    """Magnitude, its standard deviation, number of operations for an image, the probability of each.
 
     recipe: timm's notation, as in `rand-m9-mstd0.5-inc1`: m magnitude 0..10, mstd its standard deviation (default 0),
             inc1 operations that grow stronger with it (there are no others), n how many (2), p their probability (0.5)
-    """
-
-    def __init__(self, recipe: str) -> None:
-        super().__init__(p=1.0)
-        self.recipe = recipe
-        self.magnitude, self.deviation, self.count, self.probability = parse(recipe)
-
-    def get_params(self) -> dict[str, Any]:
-        draw, chosen = self.py_random, []
-        for name in draw.choices(tuple(OPERATIONS), k=self.count):
-            if draw.random() < self.probability:
-                level = min(max(draw.gauss(self.magnitude, self.deviation), 0.0), 10.0) / 10
-                chosen.append((name, level if draw.random() < 0.5 else -level))
-        return {"chosen": chosen}
-
-    def apply(self, img: np.ndarray, chosen: list[tuple[str, float]], **params: Any) -> np.ndarray:
-        for name, level in chosen:
-            img = OPERATIONS[name](img, level)
-        return img
-
-
-def parse(recipe: str) -> tuple[float, float, int, float]:
-    """Magnitude, its deviation, number of operations, their probability.
-
     Raises ValueError for what is not understood, or is out of range.
     """
     name, *settings = recipe.split("-")

@@ -96,7 +96,7 @@ def test_posterize_keeps_a_bit_where_pillow_refuses_to_keep_none():
 
 
 def test_rand_augment_draws_as_often_and_as_strongly_as_timm():
-    transform = rand_augment.RandAugment("rand-m9-mstd0.5-inc1")
+    transform = augment.RandAugment("rand-m9-mstd0.5-inc1")
     transform.set_random_state(np.random.default_rng(0), random.Random(0))
     draws = [transform.get_params()["chosen"] for _ in range(6000)]
     assert np.bincount([len(draw) for draw in draws]) / 6000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)

@@ -51,7 +51,7 @@ def run(tmp_path, monkeypatch, capsys):
         (["prune", "--dataset", "cifar11"], "DATASET=cifar11 is unknown. Known: digits"),
         (["prune", "--model", "deit_nano"], "MODEL=deit_nano is unknown. Known: "),
         (["prune", "--model", "resnet18"], "MODEL=resnet18 is a ResNet"),
-        (["prune", "--method", "magic"], "METHOD=magic is unknown. Known: dap, uniform"),
+        (["prune", "--method", "magic"], "METHOD=magic is unknown. Known: dense, dap, uniform"),
         (["prune", "--epochs", "0"], "epochs=0 must be 1 or more"),
         (["prune", "--seed", "-1"], "SEED=-1 must be 0 or more"),
         (["prune", "--run", "../elsewhere"], "must be a plain name"),
