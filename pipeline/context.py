@@ -73,7 +73,9 @@ class Context:
     def train_batches(self, config: TrainConfig) -> Batches:
         """The training split, augmented."""
         workers = loader.default_workers(self.dataset)
-        return train_loader(self.dataset, self.view.size, config.batch_size, self.run.config.seed, workers)
+        return train_loader(
+            self.dataset, self.view.size, config.batch_size, self.run.config.seed, workers, config.in_memory
+        )
 
     def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The first `count` training batches, augmented and normalised, on the device that trains."""

@@ -51,7 +51,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
     log = files.Log(folder / "log.jsonl")
     train(
         model,
-        train_loader(dataset, view.size, config.train.batch_size, config.seed, workers),
+        train_loader(dataset, view.size, config.train.batch_size, config.seed, workers, config.train.in_memory),
         config.train,
         stage="pretrain",
         seed=config.seed,

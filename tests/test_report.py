@@ -106,6 +106,7 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "top1_compact": 95.8,
         "top1": 97.2,
         "seconds_per_stage": {"prune": 121.0, "export": 3.0},
+        "skipped_images": [],
         "blocks": [{**block(name, 0.3), "width_dense": 32 if "attn" in name else 384} for name in NAMES],
         "artifacts": [make_artifact("dense"), make_artifact()],
         "run": "first",

@@ -32,7 +32,7 @@ def test_config_survives_json(config):
         (lambda c: c | {"prune": c["prune"] | {"speed": 1}}, r"config\.prune has the unknown key 'speed'"),
         (lambda c: {k: v for k, v in c.items() if k != "dataset"}, "dataset"),
         (lambda c: c | {"prune": 3}, "must be an object"),
-        (lambda c: c | {"method": "magic"}, "Known: dap, uniform"),
+        (lambda c: c | {"method": "magic"}, "Known: dense, dap, uniform"),
     ],
 )
 def test_a_damaged_config_is_refused(config, tmp_path, spoil, message):
