@@ -151,7 +151,7 @@ def test_a_stage_alone_needs_those_before_it(image_folder, tmp_path):
     context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
     with pytest.raises(ValueError, match="stage compact needs stage prepare"):
         stages.run_training(context, only="compact")
-    with pytest.raises(ValueError, match="no small model yet"):
+    with pytest.raises(ValueError, match="has no small model"):
         stages.run_deploying(context, "host")
 
 
