@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import bad_server
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dap import PruneConfig
-from pipeline import presets
+from pipeline import presets, transfer
 from pipeline.config import RunConfig
 from pipeline.train import TrainConfig
 
@@ -41,6 +42,16 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_image_folder(tmp_path_factory.mktemp("images") / "stripes")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch):
+    """A server on 127.0.0.1 that can misbehave; whoever downloads from it does not wait long."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(transfer, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(transfer, "TIMEOUT_S", 5.0)
+    with bad_server.running() as server:
+        yield server
 
 
 def tiny_config(image_folder: Path, **changes) -> RunConfig:

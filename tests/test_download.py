@@ -10,7 +10,6 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import bad_server
 import numpy as np
 import pytest
 import torchvision
@@ -92,15 +91,6 @@ MINIATURES = {
     "inat19": inat19,
     "imagenet": imagenet,
 }
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(transfer, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(transfer, "TIMEOUT_S", 5.0)
-    with bad_server.running() as server:
-        yield server
 
 
 def miniature(name: str, server: Server) -> Known:

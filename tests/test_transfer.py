@@ -1,23 +1,12 @@
 """One file from a server on this machine that breaks off, lies, and changes its mind."""
 
-import bad_server
 import pytest
 
-from pipeline import transfer
 from pipeline.transfer import TransferFailed, download
 
 
 def quiet(*_: object) -> None:
     """Progress that nobody sees."""
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(transfer, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(transfer, "TIMEOUT_S", 5.0)
-    with bad_server.running() as server:
-        yield server
 
 
 @pytest.mark.parametrize("version", ['"1"', "Mon, 01 Apr 2019 00:00:00 GMT"])
