@@ -416,9 +416,8 @@ def _train(folder: Path, config) -> None:
     from pipeline import data, models, stages
     from pipeline.runs import Run, locked
 
-    data.check_name(
-        config.dataset, Path(config.data) if config.data else None
-    )  # before a folder is made: a mistyped name should leave nothing behind
+    # before a folder is made: a mistyped name should leave nothing behind
+    data.check_name(config.dataset, config.data_folder)
     models.check_name(config.model)
     with locked(folder):
         Run.create(folder, config)

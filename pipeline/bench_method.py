@@ -12,20 +12,14 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from dap import load_compact
-from pipeline import stages
+from pipeline import methods, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
-from pipeline.methods import METHODS
 from pipeline.runs import Run, locked
 from pipeline.side_by_side import latencies
 from pipeline.train import Progress
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "dap": {},
-    "reference": {"probe": "reference"},
-    "all-gates": {"gates": "all"},
-    "uniform": {},
-}
+VARIANTS: dict[str, dict[str, Any]] = {"dap": {}, **methods.VARIANTS["dap"], "uniform": {}}
 """settings of the pruner in which a variant differs from the default; uniform is a method of its own"""
 
 
@@ -50,7 +44,7 @@ def bench_method(
         raise ValueError(f"variant {sorted(unknown)[0]!r} is unknown. Known: {', '.join(VARIANTS)}")
     rows, models = [], {}
     for seed, variant in itertools.product(seeds, variants):
-        method = variant if variant in METHODS else "dap"
+        method = variant if variant in methods.METHODS else "dap"
         # all variants of a seed share one dense reference, which the first of them trains
         dense = base.dense if variant == variants[0] else None
         pruning = replace(base.pruning, **VARIANTS[variant])

@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dap import PruneConfig
@@ -60,6 +61,11 @@ class RunConfig:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
         if self.model_path and self.from_scratch:
             raise ValueError("MODEL_PATH and --from-scratch exclude each other")
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The data set's own folder, if the user named one."""
+        return Path(self.data) if self.data else None
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Context:
         dataset = data.load_dataset(
             config.dataset,
             config.subset,
-            folder=Path(config.data) if config.data else None,
+            folder=config.data_folder,
             max_bad_share=config.max_bad_share,
             progress=lambda done, total: self.progress("checking", done, total, {}),
         )

@@ -15,7 +15,7 @@ class Method:
     """One way to prune, and which of the stages it trains in."""
 
     summary: str
-    """for --help and the tables"""
+    """what it is, in a line"""
     pruning: dict[str, Any] = field(default_factory=dict)
     """settings of PruneConfig that make the method"""
     one_shot: bool = False
