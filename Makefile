@@ -11,7 +11,7 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo data prune deploy stage pretrain compare bench-step bench-loader bench-method test check format lock
+.PHONY: help env demo data prune deploy stage pretrain compare paper-table bench-step bench-loader test check format lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -33,8 +33,8 @@ demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the emb
 data: $(READY) ## download a named data set, check and unpack it: DATASET=inat19 [DATA]
 	@$(RUN_PIPELINE) data $(call options,DATASET DATA)
 
-prune: $(READY) ## fine-tune while pruning [DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD RELEASED EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN FROM_SCRATCH]
-	@$(RUN_PIPELINE) prune $(call options,DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN) $(if $(FROM_SCRATCH),--from-scratch) $(if $(RELEASED),--released)
+prune: $(READY) ## fine-tune while pruning [DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD RELEASED DISTILL EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN FROM_SCRATCH]
+	@$(RUN_PIPELINE) prune $(call options,DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN) $(if $(FROM_SCRATCH),--from-scratch) $(if $(RELEASED),--released) $(if $(DISTILL),--distill)
 
 deploy: $(READY) ## export for TARGET and prove it there [TARGET RUN]
 	@$(RUN_PIPELINE) deploy $(call options,TARGET RUN)
@@ -45,17 +45,17 @@ stage: $(READY) ## run one stage of a run alone: STAGE=compact [RUN TARGET]
 pretrain: $(READY) ## train the embedded model's weights: DATA=folder:PATH [MODEL INIT EPOCHS LR SEED OUT]
 	@$(RUN_PIPELINE) pretrain $(call options,DATA MODEL INIT EPOCHS LR SEED OUT)
 
-compare: $(READY) ## every method side by side: the table [DATASET DATA SUBSET MODEL SPARSITIES METHODS SEEDS EPOCHS ...]
-	@$(RUN_PIPELINE) compare $(call options,DATASET DATA SUBSET MODEL SPARSITIES METHODS SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE OUT)
+compare: $(READY) ## every method side by side: the table [DATASET DATA SUBSET MODEL SPARSITIES METHODS ONCE SEEDS EPOCHS JOBS ...]
+	@$(RUN_PIPELINE) compare $(call options,DATASET DATA SUBSET MODEL SPARSITIES METHODS ONCE SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE JOBS OUT)
+
+paper-table: $(READY) ## the published table, and what it takes to make it again [DRY_RUN=1]
+	@$(RUN_PIPELINE) paper-table $(if $(DRY_RUN),--dry-run)
 
 bench-step: $(READY) ## time and memory of a training step, plain and pruning [QUICK OUT]
 	@$(RUN_PIPELINE) bench-step $(if $(QUICK),--quick) $(call options,OUT)
 
 bench-loader: $(READY) ## images per second of our training loader and timm's [QUICK WORKERS OUT]
 	@$(RUN_PIPELINE) bench-loader $(if $(QUICK),--quick) $(call options,WORKERS OUT)
-
-bench-method: $(READY) ## default against reference probes, inner against all gates [DATASET SUBSET SPARSITY VARIANTS SEEDS EPOCHS ...]
-	@$(RUN_PIPELINE) bench-method $(call options,DATASET SUBSET MODEL SPARSITY VARIANTS SEEDS EPOCHS FINETUNE_EPOCHS LR BATCH_SIZE OUT)
 
 test: $(READY) ## run all tests
 	@$(VENV)/bin/python -m pytest

@@ -1,12 +1,12 @@
 """Block Performance Indicator: how much a block helps small probes that read its input and its output.
 
 Key: L layers, B blocks (= 2 L, attention and MLP alternating), S sides (0 before the block, 1 after it), I images,
-N tokens, P patches (h x w), D width, C classes.
+J images whose patches are looked at, P patches (h x w), D width, C classes.
 Probes see detached copies of the tokens: they learn along with the model and never send it a gradient.
 """
 
-from collections.abc import Callable
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,23 +45,25 @@ class ReferenceProbes(nn.Module):
             for _ in range(blocks)
         )
 
-    def forward(self, tokens: list[Tensor], prefix: int) -> tuple[Tensor, Tensor]:
-        """tokens: B + 1 of (I, N, D). Returns the class-token and the patch logits, (B, S, I, C) each."""
+    def forward(self, class_: Sequence[Tensor], patches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """class_: B + 1 of (I, D);  patches: B + 1 of (J, P, D). Returns the logits, (B, S, I, C) and (B, S, J, C)."""
         class_logits, patch_logits = [], []
         for b, (on_class, on_patches) in enumerate(zip(self.on_class, self.on_patches, strict=True)):
-            for x_IND in tokens[b : b + 2]:  # before and after are separate batches to the batch norm, as in the paper
-                class_logits.append(on_class(x_IND[:, 0]))
-                patch_logits.append(on_patches(x_IND[:, prefix:].transpose(1, 2).reshape(len(x_IND), -1, *self.grid)))
-        shape = (len(self.on_class), 2, *class_logits[0].shape)
-        return torch.stack(class_logits).view(shape), torch.stack(patch_logits).view(shape)
+            for side in (b, b + 1):  # before and after are separate batches to the batch norm, as in the paper
+                class_logits.append(on_class(class_[side]))
+                x_JDP = patches[side].transpose(1, 2)
+                patch_logits.append(on_patches(x_JDP.reshape(*x_JDP.shape[:2], *self.grid)))
+        pairs = (len(self.on_class), 2)
+        return torch.stack(class_logits).unflatten(0, pairs), torch.stack(patch_logits).unflatten(0, pairs)
 
 
 class BatchedProbes(nn.Module):
     """Cheap probes: depthwise-separable patch probes, and several blocks and both sides in one call.
 
     Differences from the paper's: each 3 x 3 convolution is a depthwise one and a 1 x 1 one; the first has stride 2 (the
-    features are averaged over the grid in the end anyway); before and after share their batch statistics, so that both
-    are read by exactly the same function.
+    features are averaged over the grid in the end anyway); the class-token probe begins at zero, where torch would draw
+    it at random. A random start outweighs all that this probe learns in some hundred steps, and until then it decides
+    which block seems to help: two sets of the paper's probes that differ in nothing but their start disagree.
     """
 
     def __init__(self, *, blocks: int, dim: int, classes: int, grid: tuple[int, int]) -> None:
@@ -71,36 +73,52 @@ class BatchedProbes(nn.Module):
         self.mix1, self.mix2 = (_uniform((blocks, dim, dim), dim) for _ in range(2))
         self.scale1, self.scale2 = (nn.Parameter(torch.ones(blocks * dim)) for _ in range(2))
         self.bias1, self.bias2 = (nn.Parameter(torch.zeros(blocks * dim)) for _ in range(2))
-        self.class_head, self.patch_head = (_uniform((blocks, dim, classes), dim) for _ in range(2))
-        self.class_bias, self.patch_bias = (_uniform((blocks, 1, classes), dim) for _ in range(2))
+        self.class_head = nn.Parameter(torch.zeros(blocks, dim, classes))
+        self.class_bias = nn.Parameter(torch.zeros(blocks, 1, classes))
+        self.patch_head, self.patch_bias = _uniform((blocks, dim, classes), dim), _uniform((blocks, 1, classes), dim)
 
-    def forward(self, tokens: list[Tensor], prefix: int) -> tuple[Tensor, Tensor]:
-        """tokens: B + 1 of (I, N, D). Returns the class-token and the patch logits, (B, S, I, C) each."""
+    def forward(self, class_: Sequence[Tensor], patches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """class_: B + 1 of (I, D);  patches: B + 1 of (J, P, D). Returns the logits, (B, S, I, C) and (B, S, J, C)."""
         blocks, dim, _ = self.mix1.shape
-        images = len(tokens[0])
-        class_ = torch.stack([x[:, 0] for x in tokens])
-        class_BsD = torch.cat([class_[:-1], class_[1:]], dim=1)
+        class_BsD = torch.cat([torch.stack(list(class_[:-1])), torch.stack(list(class_[1:]))], dim=1)
         class_logits = torch.baddbmm(self.class_bias, class_BsD, self.class_head)
 
-        patches = torch.stack([x[:, prefix:].transpose(1, 2) for x in tokens], dim=1)
-        x = torch.cat([patches[:, :-1], patches[:, 1:]]).reshape(2 * images, blocks * dim, *self.grid)
+        images = len(patches[0])
+        stacked = torch.stack([x.transpose(1, 2) for x in patches], dim=1)
+        # both sides are channels of their own, so that before and after are separate batches to the batch norm
+        x = torch.stack([stacked[:, :-1], stacked[:, 1:]], dim=1).reshape(images, 2 * blocks * dim, *self.grid)
         stages = (
             (self.spatial1, self.mix1, self.scale1, self.bias1, 2),
             (self.spatial2, self.mix2, self.scale2, self.bias2, 1),
         )
         for spatial, mix, scale, bias, stride in stages:
-            x = F.conv2d(x, spatial, stride=stride, padding=1, groups=blocks * dim)
-            grid = x.shape[2:]
-            x = torch.matmul(mix, x.reshape(2 * images, blocks, dim, -1))
-            x = F.batch_norm(x.reshape(2 * images, blocks * dim, *grid), None, None, scale, bias, training=True)
+            x = F.conv2d(x, spatial.repeat(2, 1, 1, 1), stride=stride, padding=1, groups=2 * blocks * dim)
+            h, w = x.shape[2:]
+            # one large product per block instead of one for every image
+            mixed = mix @ x.reshape(images, 2, blocks, dim, h * w).permute(2, 3, 0, 1, 4).reshape(blocks, dim, -1)
+            x = mixed.view(blocks, dim, images, 2, h * w).permute(2, 3, 0, 1, 4).reshape(images, -1, h, w)
+            x = F.batch_norm(x, None, None, scale.repeat(2), bias.repeat(2), training=True)
             x = F.relu(x, inplace=True)
-        pooled_BsD = x.mean((2, 3)).reshape(2 * images, blocks, dim).transpose(0, 1)
+        pooled_BsD = x.mean((2, 3)).reshape(images, 2, blocks, dim).permute(2, 1, 0, 3).reshape(blocks, -1, dim)
         patch_logits = torch.baddbmm(self.patch_bias, pooled_BsD, self.patch_head)
-        shape = (blocks, 2, images, -1)
-        return class_logits.view(shape), patch_logits.view(shape)
+        return class_logits.unflatten(1, (2, -1)), patch_logits.unflatten(1, (2, -1))
 
 
 PROBES: dict[str, Callable[..., nn.Module]] = {"default": BatchedProbes, "reference": ReferenceProbes}
+LEARNING_RATE = {"default": 2e-3, "reference": 5e-4}  # the reference's is the paper's
+
+
+class Tokens(NamedTuple):
+    """What the probes see of one training step: the residual stream before every block and after the last one."""
+
+    class_: list[Tensor]
+    """B + 1 of (I, D) float32, detached: the class token of all images"""
+    patches: list[Tensor]
+    """B + 1 of (J, P, D) float32, detached: the patch tokens of some of them"""
+    targets: Tensor
+    """(I,) class indices or (I, C) probabilities"""
+    patch_targets: Tensor
+    """(J, ...), those of the images whose patches are here"""
 
 
 class Indicator:
@@ -114,15 +132,11 @@ class Indicator:
         dim: int,
         classes: int,
         grid: tuple[int, int],
-        prefix: int,
-        lr: float,
+        lr: float | None,
         seed: int,
         device: torch.device,
     ) -> None:
-        """prefix: tokens before the patches. The class-token probe reads the first of them, the class token, and of a
-        distilled model not the distillation token: both would need probes of their own, and the paper has one.
-        """
-        self.prefix = prefix
+        """lr: of the probes' AdamW; None: LEARNING_RATE."""
         # A stream of random numbers of its own: attaching a pruner must not change the training that follows.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -135,30 +149,32 @@ class Indicator:
         plain = [p for name, p in self.probes.named_parameters() if p.ndim < 2 or "bias" in name]
         decayed = [p for name, p in self.probes.named_parameters() if p.ndim >= 2 and "bias" not in name]
         kinds = [{"params": decayed, "weight_decay": PROBE_WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(kinds, lr=lr, fused=device.type in ("cpu", "cuda"))
+        self.optimizer = torch.optim.AdamW(
+            kinds, lr=LEARNING_RATE[probe] if lr is None else lr, fused=device.type in ("cpu", "cuda")
+        )
 
-    def learn(self, tokens: list[Tensor], targets: Tensor) -> Tensor:
+    def learn(self, tokens: Tokens) -> Tensor:
         """One training step of all probes.
 
-        tokens:  B + 1 detached (I, N, D) float32: the residual stream before every block and after the last
-        targets: (I,) class indices or (I, C) probabilities
         Returns (2, B) float32, detached: the loss before minus the loss after each block, of the class-token probe and
         the patch probe, in nats. Positive: the block helps.
         """
-        with torch.enable_grad(), torch.autocast(tokens[0].device.type, enabled=False):
+        with torch.enable_grad(), torch.autocast(tokens.targets.device.type, enabled=False):
             parts, first = [], 0
             for probes, size in zip(self.probes, self.group_sizes, strict=True):
-                logits = probes(tokens[first : first + size + 1], self.prefix)
-                loss = torch.stack([_cross_entropy(part, targets) for part in logits])
+                mine = slice(first, first + size + 1)
+                on_class, on_patches = probes(tokens.class_[mine], tokens.patches[mine])
+                losses = _cross_entropy(on_class, tokens.targets), _cross_entropy(on_patches, tokens.patch_targets)
+                loss = torch.stack(losses)
                 torch.autograd.backward(loss.sum())
                 parts.append(loss.detach())
                 first += size
-            losses = torch.cat(parts, dim=1)
+            loss_2BS = torch.cat(parts, dim=1)
         # the probes start equal on all ranks (same seed) and so stay equal
         average_over_ranks([cast(Tensor, p.grad) for p in self.probes.parameters()])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return losses[..., 0] - losses[..., 1]
+        return loss_2BS[..., 0] - loss_2BS[..., 1]
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

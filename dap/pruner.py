@@ -54,13 +54,11 @@ class PruneConfig:
     score: Score = "taylor"
     """What ranks units: "taylor" (accumulated second-order Taylor score) or "magnitude" (the norm of their weights)."""
     probe: Probe = "default"
-    """Probes behind the benefit: "default" (cheap) or "reference" (the paper's: every step, all images, full width)."""
-    probe_steps: int = 2
-    """The default probes look at every n-th step; the reference ones at all."""
+    """Probes behind the benefit: "default" (cheap) or "reference" (the paper's: all images, full convolutions)."""
     probe_images: int = 4
-    """The default probes look at every n-th image of the batch (8 at least); the reference ones at all."""
-    probe_lr: float = 5e-4
-    """Learning rate of the probes' AdamW."""
+    """The default patch probes look at every n-th image of the batch (8 at least); the reference ones at all."""
+    probe_lr: float | None = None
+    """Learning rate of the probes' AdamW; None: 2e-3 for the default ones, the paper's 5e-4 for the reference ones."""
     start: float = 0.1
     """Share of the run after which cutting begins."""
     sparse: float = 0.5
@@ -83,7 +81,8 @@ class PruneConfig:
         check_number(self, "start", 0.0, 1.0)
         check_number(self, "sparse", 0.0, 1.0)
         for name in ("probe_lr", "temperature", "smoothing", "class_weight"):
-            check_number(self, name, 0.0, 1.0)
+            if getattr(self, name) is not None or name != "probe_lr":
+                check_number(self, name, 0.0, 1.0)
         check_number(self, "benefit_scale", 0.0, float("inf"), open_ends=True)
         if self.start >= self.sparse:
             raise ValueError(f"start must lie before sparse, got start={self.start} and sparse={self.sparse}")
@@ -91,7 +90,7 @@ class PruneConfig:
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        for name in ("probe_steps", "probe_images", "updates_per_epoch", "seed"):
+        for name in ("probe_images", "updates_per_epoch", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -159,7 +158,6 @@ class Pruner:
             dim=self.model.embed_dim,
             classes=self.model.num_classes,
             grid=self.model.patch_embed.grid_size,
-            prefix=self.model.num_prefix_tokens,
             lr=config.probe_lr,
             seed=config.seed,
             device=device,
@@ -179,9 +177,8 @@ class Pruner:
         self._score_sum = torch.zeros(sum(map(sum, self._lengths)), device=device)
         self._bpi_sum = torch.zeros(2, len(shapes), device=device)
         self._scored_steps = 0
-        self._probed_steps = 0
         self._temperature = config.temperature
-        self._open_tap()
+        self._tap.open = config.allocation != "global"
 
     # the loop's side
 
@@ -207,15 +204,13 @@ class Pruner:
         if self._tap.open:
             if targets.ndim == 2 and targets.shape[1] != self.model.num_classes:
                 raise ValueError(f"targets have {targets.shape[1]} classes, the model {self.model.num_classes}")
-            self._bpi_sum += self._indicator.learn(*self._tap.take(targets))
-            self._probed_steps += 1
+            self._bpi_sum += self._indicator.learn(self._tap.take(targets))
         self._step += 1
         update = None
         if self._step in self.schedule.update_steps:
             self._learn_from_interval()
             temperature = self.schedule.temperature_at(self._step)
             update = self._move_masks(self.schedule.progress(self._step), temperature)
-        self._open_tap()
         return update
 
     def harden(self) -> MaskUpdate:
@@ -273,15 +268,15 @@ class Pruner:
                 parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
                 by_gate = dict(zip(names, parts, strict=True))
                 self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
-        if self._probed_steps:
-            self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._probed_steps
+        if self.config.allocation != "global":
+            self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._scored_steps
             held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
             for i in range(2):
                 new_B = allocate.bpi_to_importance(self._bpi[i], held_B, self._dense_B, self.config.benefit_scale)
                 self._importance[i] = allocate.smooth(self._importance[i], new_B, self.config.smoothing)
         self._score_sum.zero_()
         self._bpi_sum.zero_()
-        self._scored_steps = self._probed_steps = 0
+        self._scored_steps = 0
 
     def _final_ratios(self) -> Array:
         """(B,) kappa, the share of each block to keep at the final sparsity; all equal before the first measurement."""
@@ -342,12 +337,6 @@ class Pruner:
             indices.append(mine)
         return indices
 
-    def _open_tap(self) -> None:
-        """Watch the next training forward if its step is to be probed."""
-        every = 1 if self.config.probe == "reference" else self.config.probe_steps
-        probed = self.config.allocation != "global"
-        self._tap.open = probed and not self._hard and self._step % every == 0
-
     # saving and resuming
 
     def state_dict(self) -> dict[str, Any]:
@@ -368,7 +357,6 @@ class Pruner:
             "score_sum": self._score_sum.clone(),
             "bpi_sum": self._bpi_sum.clone(),
             "scored_steps": self._scored_steps,
-            "probed_steps": self._probed_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -389,6 +377,6 @@ class Pruner:
         self._importance = [None if i is None else i.numpy().copy() for i in state["importance"]]
         self._score_sum.copy_(state["score_sum"])
         self._bpi_sum.copy_(state["bpi_sum"])
-        self._scored_steps, self._probed_steps = state["scored_steps"], state["probed_steps"]
+        self._scored_steps = state["scored_steps"]
         self._set_masks(state["temperature"])
-        self._open_tap()
+        self._tap.open = self._tap.open and not self._hard

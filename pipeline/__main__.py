@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import logging
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -152,6 +154,9 @@ def prune(
     released: Annotated[
         bool, typer.Option("--released", help="Repeat the known mistakes of savit's or wdpruning's released code.")
     ] = False,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Learn from the dense reference's logits too, while pruning and after.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning the small model.")] = None,
     dense_epochs: Annotated[
@@ -168,6 +173,7 @@ def prune(
     Repeat the same command to go on after an interruption.
     """
     from pipeline import presets
+    from pipeline.config import OWN
 
     config = _configure(
         presets.of(dataset, model, sparsity),
@@ -184,6 +190,7 @@ def prune(
         seed=seed,
         model_path=str(model_path) if model_path else None,
         from_scratch=from_scratch,
+        teacher=OWN if distill else None,
     )
     config = presets.with_method(config, method, released=released)
     folder = _folder(run or presets.run_name(config))
@@ -256,8 +263,9 @@ def compare(
     model: ModelOption = None,
     sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
     methods: Annotated[
-        str, typer.Option(help="METHOD or METHOD:VARIANT, such as dap:all-gates or savit:released.")
+        str, typer.Option(help="METHOD or METHOD:VARIANT, such as dap:reference, dap:distill or savit:released.")
     ] = "dap uniform taylor magnitude savit wdpruning",
+    once: Annotated[str, typer.Option(help="Methods that run with the first seed alone.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, each a run of every method at every sparsity.")] = "0 1 2",
     epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
     finetune_epochs: Annotated[
@@ -266,6 +274,7 @@ def compare(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells trained at a time, each on its share of the cores.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Results file; table and figures go beside it.  \\[default: below docs/results]")
     ] = None,
@@ -286,54 +295,46 @@ def compare(
     lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
     base = _configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
     base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
-    queue = cells(methods.split(), _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int))
+    numbers = _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int)
+    queue = cells(methods.split(), *numbers, once.split())
     name = presets.dataset_name(base)
     with _progress() as progress:
-        rows = run_all(base, RUNS / "compare" / f"{name}-{base.model}-{total}", queue, progress=progress, say=_say)
+        root = RUNS / "compare" / f"{name}-{base.model}-{total}"
+        rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=_say)
     command = _command("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
-                       methods=methods, seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs, lr=lr,
-                       batch_size=batch_size)  # fmt: skip
+                       methods=methods, once=once or None, seeds=seeds, epochs=epochs,
+                       finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
+                       jobs=jobs if jobs > 1 else None)  # fmt: skip
     path = out or Path(f"docs/results/compare-{name}-{base.model}.json")
     output.print(write(path, command, rows, dataset=name, model=base.model), markup=False, soft_wrap=True)
     output.print(f"results: {path}", soft_wrap=True)
 
 
-@app.command("bench-method", epilog=EXIT_CODES)
-def bench_method(
-    dataset: DatasetOption,
-    subset: SubsetOption = None,
-    model: ModelOption = "deit_micro_patch8_64",
-    sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove.")] = 0.75,
-    variants: Annotated[
-        str, typer.Option(help="Any of dap, reference, all-gates, uniform.")
-    ] = "dap reference all-gates",
-    seeds: Annotated[str, typer.Option(help="Seeds, each a run of every variant.")] = "0 1 2",
-    epochs: Annotated[int, typer.Option(help="Epochs of pruning.")] = 10,
-    finetune_epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 5,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-method.json"),
+@app.command("paper-table", epilog=EXIT_CODES)
+def paper_table(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run every command for a few steps on miniatures of the data sets.")
+    ] = False,
 ) -> None:
-    """Accuracy and keep ratios with the default and the reference probes, and with all gates, side by side."""
-    from pipeline import presets
-    from pipeline.bench_method import bench_method as measure
-    from pipeline.results import write_results
+    """The published table beside what was reproduced here, and the commands, GPU hours and disk that it takes."""
+    from pipeline import paper_table as paper
 
-    lengths: dict[str, int | None] = {"dense": epochs + finetune_epochs, "prune": epochs, "finetune": finetune_epochs}
-    base = _configure(presets.digits(sparsity), epochs=lengths, lr=lr, batch_size=batch_size)
-    base = dataclasses.replace(base, dataset=dataset, subset=subset, model=model or base.model)
-    numbers = _numbers("SEEDS", seeds, int)
-    with _progress() as progress:
-        rows = measure(
-            base, RUNS / "bench-method", variants=variants.split(), seeds=numbers, progress=progress, say=_say
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+            rows = paper.dry_run(Path(folder), progress=progress, say=_say)
+        _table(
+            [row for found in rows.values() for row in found],
+            ("method", "sparsity_target", "sparsity", "params", "epochs", "seconds", "error"),
         )
-    command = _command("bench-method", dataset=_shown(dataset), subset=subset, sparsity=sparsity, variants=variants,
-                       seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs, lr=lr,
-                       batch_size=batch_size)  # fmt: skip
-    write_results(out, command, rows)
-    _table(rows, ("variant", "seed", "sparsity", "top1_dense", "top1_masked", "top1", "params", "macs",
-                  "latency_ratio", "prune_seconds", "keep_ratio_correlation"))  # fmt: skip
-    output.print(f"results: {out}", soft_wrap=True)
+        if refused := [row for found in rows.values() for row in found if row["error"]]:
+            raise ValueError(f"{len(refused)} cells did not run, the first one: {refused[0]['error']}")
+        return
+    output.print(paper.table(Path("docs/results")), markup=False, soft_wrap=True)
+    for model, dataset in itertools.product(paper.MODELS, paper.DATASETS):
+        hours, room = paper.gpu_hours(model, dataset), decimal(paper.disk_bytes(model, dataset))
+        needs = f"about {hours:,.0f} hours of an A100 (expected, not measured), {room} of disk"
+        output.print(f"{paper.command(model, dataset)}\n  {needs}, after make data DATASET={dataset}",
+                     markup=False, soft_wrap=True)  # fmt: skip
 
 
 @app.command("bench-step", epilog=EXIT_CODES)
@@ -369,7 +370,9 @@ def bench_loader(
 
 def _numbers(name: str, text: str, kind):
     try:
-        return [kind(number) for number in text.split()]
+        if numbers := [kind(number) for number in text.split()]:
+            return numbers
+        raise ValueError("there is none")
     except ValueError as error:
         what = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"{name}={text!r} must be {what} with spaces between them") from error

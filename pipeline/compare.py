@@ -1,28 +1,40 @@
 """`make compare`: every method on the same data, with the same loop, seeds and number of epochs; so many rows.
 
-Every cell is an ordinary run below one folder, so the queue can be killed and goes on where it was.
+Every cell is an ordinary run below one folder, so the queue can be killed and goes on where it was, and several
+processes can work on it: each takes the first cell that nobody is at.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from scipy.stats import spearmanr
 
 from dap import load_compact
 from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
+from pipeline.errors import Interrupted
 from pipeline.methods import METHODS, RELEASED, VARIANTS
 from pipeline.presets import with_method
-from pipeline.runs import Run, locked
+from pipeline.runs import InUse, Run, locked
 from pipeline.side_by_side import latencies
 from pipeline.train import Progress
 
+DISTILL = "distill"
+"""the variant of every method that learns from the dense model of its seed too"""
 KNOWN = (
     *METHODS,
     *(f"{method}:{variant}" for method, variants in VARIANTS.items() for variant in variants),
     *(f"{method}:released" for method in RELEASED),
+    *(f"{method}:{DISTILL}" for method in METHODS if method != "dense"),
 )
 OFF_TARGET = 0.01
 """a reached sparsity that is further than this from the one asked for is not comparable, and marked"""
@@ -46,16 +58,25 @@ class Cell:
         sparsity = "" if self.method == "dense" else f"-{self.sparsity:g}"
         return f"{self.method}{variant}{sparsity}-seed{self.seed}"
 
+    @property
+    def teacher(self) -> str:
+        """The folder of its seed's dense model."""
+        return Cell("dense", None, 0.0, self.seed).name
 
-def cells(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
+
+def cells(
+    methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int], once: Sequence[str] = ()
+) -> list[Cell]:
     """The queue: seed by seed, in each first the dense model that the others are held against.
 
-    methods: METHOD or METHOD:VARIANT. Raises ValueError for one that is not known.
+    methods: METHOD or METHOD:VARIANT, for every seed;  once: the same, for the first seed alone, at the end
+    Raises ValueError for one that is not known.
     """
     queue = []
-    for seed in seeds:
-        queue.append(Cell("dense", None, 0.0, seed))
-        for sparsity, spec in itertools.product(sparsities, methods):
+    for seed, specs in [*((seed, methods) for seed in seeds), (seeds[0], once)]:
+        if specs is not once:
+            queue.append(Cell("dense", None, 0.0, seed))
+        for sparsity, spec in itertools.product(sparsities, specs):
             method, _, variant = spec.partition(":")
             if spec not in KNOWN:
                 raise ValueError(f"METHODS: {spec!r} is unknown. Known: {', '.join(KNOWN)}")
@@ -65,48 +86,120 @@ def cells(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[i
 
 
 def compare(
-    base: RunConfig, root: Path, queue: Sequence[Cell], *, progress: Progress, say: Callable[[str], None]
+    base: RunConfig,
+    root: Path,
+    queue: Sequence[Cell],
+    *,
+    jobs: int = 1,
+    timed: bool = True,
+    progress: Progress,
+    say: Callable[[str], None],
 ) -> list[Row]:
     """Run every cell that has not finished; one row per cell, with the keys that docs/results/compare-*.json promises.
 
     base: the run that all cells are variations of
     root: the folder that holds the runs
+    jobs: cells trained at a time, each on its share of the cores
+    timed: whether to measure latency
     A cell that its method refuses (a sparsity out of reach) becomes a row with `error`; the others go on.
-    Latency is that of the first seed of each method and sparsity, all timed in turn.
+    Latency is that of the first seed of each method and sparsity, all timed in turn once nothing trains any more.
+    keep_ratio_correlation is Spearman's, with DAP's reference probes at the same seed and sparsity.
     """
+    with _helpers(base, root, queue, jobs):
+        errors = _work(base, root, queue, progress, say)
     rows, models, view = [], {}, None
     for cell in queue:
-        say(cell.name)
-        folder, config = root / cell.name, _config(base, cell)
-        with locked(folder):
-            context = Context(Run.create(folder, config), progress, lambda _: None)
-            try:
-                stages.run_training(context)
-            except ValueError as error:
-                say(f"  {error}")
-                rows.append(_row(cell, context.run, str(error)))
-                continue
-        rows.append(_row(cell, context.run, None))
-        if cell.seed == queue[0].seed:
+        context = Context(Run.open(root / cell.name), progress, say)
+        rows.append(_row(cell, context.run, errors.get(cell.name)))
+        if cell.seed == queue[0].seed and cell.name not in errors:
             view = context.view
             models[cell.name] = context.dense_model() if cell.method == "dense" else load_compact(context.model_folder)
-    timed = latencies(models, view, say) if view else {}
+    latency_of = latencies(models, view, say) if timed and view else {}
     dense_top1 = {row["seed"]: row["top1"] for row in rows if row["method"] == "dense"}
+    reference = {
+        (row["seed"], row["sparsity_target"]): row["keep_ratios"] for row in rows if row["variant"] == "reference"
+    }
     for cell, row in zip(queue, rows, strict=True):
-        latency = timed.get(cell.name)
+        latency = latency_of.get(cell.name)
         row["top1_dense"] = dense_top1.get(cell.seed)
         row["latency_ms_p50"] = latency.p50_ms if latency else None
         row["latency_valid"] = latency.valid if latency else None
+        other = reference.get((cell.seed, cell.sparsity))
+        comparable = other and row["keep_ratios"] and row["keep_ratios"] is not other
+        row["keep_ratio_correlation"] = float(spearmanr(row["keep_ratios"], other).statistic) if comparable else None
     return rows
 
 
-def _config(base: RunConfig, cell: Cell) -> RunConfig:
+def _work(
+    base: RunConfig, root: Path, queue: Sequence[Cell], progress: Progress, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Train the cells that no other process is at, until all have finished; why cells were refused, by name."""
+    errors: dict[str, str] = {}
+    waiting = list(queue)
+    while waiting:
+        later = []
+        for cell in waiting:
+            try:
+                with locked(root / cell.name):
+                    if cell.variant == DISTILL and not Run.open(root / cell.teacher).results("dense"):
+                        raise InUse(f"{cell.teacher} has not finished")
+                    run = Run.create(root / cell.name, _config(base, root, cell))
+                    say(cell.name)
+                    stages.run_training(Context(run, progress, lambda _: None))
+            except InUse:
+                later.append(cell)
+            except ValueError as error:
+                say(f"  {error}")
+                errors[cell.name] = str(error)
+        if len(later) == len(waiting):
+            time.sleep(2)
+        waiting = later
+    return errors
+
+
+@contextlib.contextmanager
+def _helpers(base: RunConfig, root: Path, queue: Sequence[Cell], jobs: int) -> Iterator[None]:
+    """Processes that work on the queue beside this one; they end with it."""
+    threads = torch.get_num_threads()
+    if jobs > 1:
+        torch.set_num_threads(max(1, threads // jobs))
+    context = multiprocessing.get_context("spawn")
+    helpers = [
+        context.Process(target=_help, args=(base, root, queue, torch.get_num_threads(), os.getpid()))
+        for _ in range(jobs - 1)
+    ]
+    try:
+        for helper in helpers:
+            helper.start()
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()  # one that trains takes a checkpoint first
+        for helper in helpers:
+            helper.join()
+        torch.set_num_threads(threads)
+
+
+def _help(base: RunConfig, root: Path, queue: Sequence[Cell], threads: int, parent: int) -> None:
+    os.setsid()  # Ctrl-C is for the process that was started; it ends this one
+    torch.set_num_threads(threads)
+
+    def say(line: str) -> None:
+        if os.getppid() != parent:
+            raise Interrupted("the process that this one helps is gone")
+        print(line, flush=True)
+
+    with contextlib.suppress(Interrupted):
+        _work(base, root, queue, lambda *_: None, say)
+
+
+def _config(base: RunConfig, root: Path, cell: Cell) -> RunConfig:
     if cell.method == "dense":
         return replace(with_method(base, "dense"), seed=cell.seed)
-    released = cell.variant == "released"
-    settings = {} if released or cell.variant is None else VARIANTS[cell.method][cell.variant]
-    config = with_method(base, cell.method, released=released, sparsity=cell.sparsity, **settings)
-    return replace(config, seed=cell.seed, dense=None)
+    settings = VARIANTS.get(cell.method, {}).get(cell.variant or "", {})
+    config = with_method(base, cell.method, released=cell.variant == "released", sparsity=cell.sparsity, **settings)
+    teacher = str(root / cell.teacher / "checkpoints" / "dense") if cell.variant == DISTILL else None
+    return replace(config, seed=cell.seed, dense=None, teacher=teacher)
 
 
 def _row(cell: Cell, run: Run, error: str | None) -> Row:
@@ -127,6 +220,19 @@ def _row(cell: Cell, run: Run, error: str | None) -> Row:
         "params": start.get("params_dense") if dense else small.get("params"),
         "macs": start.get("macs_dense") if dense else small.get("macs"),
         "seconds": sum(record.get("seconds", 0.0) for record in records.values()),
+        "benefit": _benefit(run),
         "keep_ratios": [block["keep_ratio"] for block in run.results("prune").get("blocks", [])] or None,
         "error": error,
+    }
+
+
+def _benefit(run: Run) -> dict[str, dict[str, list[float]]] | None:
+    """Measured benefit of every block, in nats, a third into pruning and at its end; None if it is not measured."""
+    updates = [line for line in run.log.read() if "blocks" in line and line["blocks"][0]["bpi_class"] is not None]
+    if not updates:
+        return None
+    third = min(updates, key=lambda line: abs(line["epoch"] - updates[-1]["epoch"] / 3))
+    return {
+        name: {tokens: [block[f"bpi_{tokens}"] for block in line["blocks"]] for tokens in ("class", "patch")}
+        for name, line in (("third", third), ("end", updates[-1]))
     }

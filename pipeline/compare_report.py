@@ -75,9 +75,49 @@ def markdown(rows: Sequence[Row], dataset: str, model: str) -> str:
                 f"| {_mean(done, 'params') / 1e3:,.0f} k | {_mean(done, 'macs') / 1e6:,.1f} M "
                 f"| {f'{timed[0]:.2f}' if timed else 'not measured'} | {_mean(done, 'seconds'):,.0f} | {len(done)} |"
             )
+    lines += _probe_agreement(rows) + _benefit_over_depth(rows)
     if any(row["off_target"] for row in rows):
         lines += ["", "† the sparsity reached is off by more than one point: not comparable with its column."]
     return "\n".join(lines) + "\n"
+
+
+def _probe_agreement(rows: Sequence[Row]) -> list[str]:
+    """A table of how alike the keep ratios are to those of the paper's probes at the same seeds, if those have run."""
+    lines = ["", "Keep ratios' rank correlation with DAP's own under the paper's probes, seed by seed:", "",
+             "| method | sparsity asked | Spearman |", "| --- | --- | --- |"]  # fmt: skip
+    head = len(lines)
+    groups: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        if row.get("keep_ratio_correlation") is not None:
+            groups.setdefault((label(row), row["sparsity_target"]), []).append(row["keep_ratio_correlation"])
+    for (name, sparsity), values in sorted(groups.items(), key=lambda item: (item[0][1], -statistics.mean(item[1]))):
+        lines.append(f"| {name} | {100 * sparsity:g} % | {', '.join(f'{value:.2f}' for value in values)} |")
+    return lines if len(lines) > head else []
+
+
+def _benefit_over_depth(rows: Sequence[Row]) -> list[str]:
+    """A table of DAP's measured benefit by kind of block and third of the depth, if DAP has run: mean over its runs."""
+    mine = [row["benefit"] for row in rows if row["method"] == "dap" and not row["variant"] and row.get("benefit")]
+    if not mine:
+        return []
+    lines = [
+        "",
+        f"Benefit that DAP measured, in millinats per block ({len(mine)} runs; a third into pruning → its end):",
+        "",
+        "| tokens | blocks | first third of the layers | second | last |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for tokens, title in (("class", "class token"), ("patch", "patch tokens")):
+        for offset, kind in enumerate(KINDS.values()):
+            cells = []
+            for part in range(3):
+                values = [
+                    [float(np.array_split(np.array(run[moment][tokens])[offset::2], 3)[part].mean()) for run in mine]
+                    for moment in ("third", "end")
+                ]
+                cells.append(" → ".join(f"{1e3 * statistics.mean(value):.0f}" for value in values))
+            lines.append(f"| {title} | {kind} | {' | '.join(cells)} |")
+    return lines
 
 
 def _top1(rows: Sequence[Row]) -> str:

@@ -12,6 +12,9 @@ from pipeline.methods import METHODS, RELEASED
 from pipeline.train import TrainConfig
 from targets import TARGETS
 
+OWN = "dense"
+"""a run's teacher that is its own dense reference"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -37,6 +40,8 @@ class RunConfig:
     """repeat the known mistakes of the method's released code"""
     seed: int = 0
     """of the new head, the order of images, augmentation and stochastic depth"""
+    teacher: str | None = None
+    """folder of a dense model whose logits pruning and fine-tuning learn from too; "dense": the run's own reference"""
     target: str = "host"
     """a key of TARGETS: the device whose rule for widths pruning keeps to"""
     pruning: PruneConfig
@@ -59,6 +64,10 @@ class RunConfig:
             raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
         if self.seed < 0:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
+        if self.teacher == OWN and (self.dense is None or self.method == "dense"):
+            raise ValueError(
+                "--distill learns from the dense reference: it needs one (DENSE_EPOCHS) and a METHOD that prunes"
+            )
         if self.model_path and self.from_scratch:
             raise ValueError("MODEL_PATH and --from-scratch exclude each other")
 

@@ -12,6 +12,7 @@ from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
 from pipeline import data, files, loader, models
+from pipeline.config import OWN
 from pipeline.data import Dataset, View
 from pipeline.evaluate import make_accelerator, model_top1, predictor, top1_percent
 from pipeline.loader import Batches, Evaluation, eval_loader, normalise, train_loader
@@ -99,6 +100,7 @@ class Context:
             checkpoint=self.checkpoints / f"{stage}.pt",
             log=self.run.log,
             pruner=pruner,
+            teacher=None if stage == "dense" else self.teacher(),
             evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
             progress=self.progress,
         )
@@ -106,6 +108,11 @@ class Context:
     def top1(self, model: VisionTransformer) -> float:
         """Top-1 accuracy on the validation split, percent."""
         return model_top1(model, self.view, self.val_batches)
+
+    def teacher(self) -> VisionTransformer | None:
+        """The model that pruning and fine-tuning learn from, if there is one."""
+        name = self.run.config.teacher
+        return None if name is None else load_compact(self.checkpoints / OWN if name == OWN else name)
 
     def dense_model(self) -> VisionTransformer:
         """The dense reference; without one the model before training, which is as fast."""

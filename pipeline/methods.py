@@ -84,5 +84,5 @@ def build(
         from dap.baselines.isomorphic import Isomorphic, IsomorphicConfig
 
         return Isomorphic(model, IsomorphicConfig(sparsity=config.sparsity), steps_per_epoch=steps_per_epoch)
-    pruning = replace(config, **METHODS[method].pruning)
+    pruning = replace(config, seed=seed, **METHODS[method].pruning)
     return Pruner(model, pruning, steps_per_epoch=steps_per_epoch, epochs=epochs, allowed_width=allowed_width)

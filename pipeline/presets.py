@@ -26,6 +26,21 @@ def digits(sparsity: float) -> RunConfig:
     )
 
 
+def micro(dataset: str, sparsity: float) -> RunConfig:
+    """The embedded small model on a data set of photographs, without a GPU: few epochs, and no mixing of images, which
+    pays in long runs and for large models.
+    """
+    recipe: dict[str, Any] = dict(batch_size=32, lr=5e-4)
+    return RunConfig(
+        dataset=dataset,
+        model=MICRO,
+        pruning=PruneConfig(sparsity=sparsity),
+        dense=TrainConfig(epochs=12, warmup_epochs=1, **recipe),
+        prune=TrainConfig(epochs=8, warmup_epochs=1, schedule="constant", **recipe),
+        finetune=TrainConfig(epochs=4, **recipe),
+    )
+
+
 def paper(dataset: str, model: str, sparsity: float) -> RunConfig:
     """The settings of the published runs (method note, section 6): for a GPU, or for patience."""
     batch = 64
@@ -45,6 +60,8 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
     """The preset that suits a data set; the model is the one asked for or the preset's own."""
     if dataset == "digits":
         return replace(digits(sparsity), model=model or MICRO)
+    if model == MICRO:
+        return micro(dataset, sparsity)
     return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
 
 
@@ -97,4 +114,6 @@ def run_name(config: RunConfig) -> str:
         path = str(Path(config.dataset.removeprefix("folder:")).expanduser().resolve())
         dataset += f"-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
     method = f"{config.method}-released" if config.released else config.method
+    if config.teacher:
+        method += "-distill"
     return f"{dataset}-{config.model}-{method}-{config.pruning.sparsity:g}-seed{config.seed}".replace("/", "_")

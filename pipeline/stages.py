@@ -19,6 +19,7 @@ from timm.models import VisionTransformer
 
 from dap import Method, count_macs, count_params, load_compact
 from pipeline import augment, files, models
+from pipeline.config import OWN
 from pipeline.context import Context, save_model
 from pipeline.data import View
 from pipeline.errors import EnvironmentLacks
@@ -225,6 +226,8 @@ def run_training(context: Context, only: str | None = None) -> None:
     before: dict[str, str] = {}
     if config.model_path and Path(config.model_path).is_file():
         before["MODEL_PATH"] = files.digest(Path(config.model_path))
+    if config.teacher not in (None, OWN):
+        before["teacher"] = files.digest(Path(config.teacher) / "weights.safetensors")
     for name in training_stages(config.method):
         # The config cannot change within a run folder; the images, the weights and earlier stages' files can.
         inputs = {"data": context.dataset.fingerprint, "files": before}

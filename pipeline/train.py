@@ -74,6 +74,9 @@ class TrainConfig:
             raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
 
 
+# Soft distillation as in arXiv 2012.12877, section 4, with its temperature and weight.
+TEACHER_TEMPERATURE, TEACHER_WEIGHT = 3.0, 0.1
+
 _BEGIN_ANEW = "Delete it to begin this stage anew"
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -123,6 +126,7 @@ def train(
     checkpoint: Path,
     log: files.Log,
     pruner: Method | None = None,
+    teacher: nn.Module | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -131,6 +135,7 @@ def train(
     batches:  uint8 (B, 3, H, W) and int64 (B,), from any step on
     stage:    name that goes into every log line
     view:     mean and std that the model expects
+    teacher:  model whose logits are learned from too
     evaluate: top-1 accuracy in percent of the model as it stands; logged at the end of every epoch
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
     Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite, which is
@@ -152,6 +157,8 @@ def train(
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
     mixup = None
     criterion: nn.Module = LabelSmoothingCrossEntropy(config.label_smoothing)
     if config.mixup or config.cutmix:
@@ -210,6 +217,10 @@ def train(
             with accelerator.autocast():
                 logits = model(inputs)
             loss = criterion(logits.float(), targets)
+            if teacher is not None:
+                with torch.inference_mode(), accelerator.autocast():
+                    taught = teacher(inputs).float()
+                loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * distillation(logits.float(), taught)
             extra = pruner.loss(targets) if pruner is not None else None
             accelerator.backward(loss if extra is None else loss + extra)
             update = pruner.step(targets) if pruner is not None else None
@@ -230,6 +241,18 @@ def train(
             if stop.set:
                 raise Interrupted(f"{stage} stopped at step {step} of {total}")
     bare.cpu()
+
+
+def distillation(logits_BC: torch.Tensor, taught_BC: torch.Tensor) -> torch.Tensor:
+    """Temperature^2 x KL divergence of the teacher's softened classes from the student's, mean over images, nats.
+
+    Source: Hinton et al., arXiv 1503.02531. timm's LogitDistillationTask computes the same, but calls the student
+    itself and needs its pretrained_cfg, which a compact model does not have.
+    """
+    soft = nn.functional.log_softmax(logits_BC / TEACHER_TEMPERATURE, -1)
+    aim = nn.functional.log_softmax(taught_BC / TEACHER_TEMPERATURE, -1)
+    kl = nn.functional.kl_div(soft, aim, reduction="batchmean", log_target=True)
+    return kl * TEACHER_TEMPERATURE**2
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import tiny_config
 
 from pipeline import compare_report, side_by_side
 from pipeline.compare import Cell, cells, compare
+from pipeline.errors import Interrupted
 from pipeline.files import read_json
 
 
@@ -29,19 +31,65 @@ def test_the_queue_begins_with_the_dense_model_of_every_seed_and_knows_its_metho
         cells(["dap:magic"], [0.5], [0])
 
 
+def test_some_methods_run_with_the_first_seed_alone_after_the_others():
+    queue = cells(["dap"], [0.5], [3, 4], ["savit:released", "uniform:distill"])
+    assert [cell.name for cell in queue] == ["dense-seed3", "dap-0.5-seed3", "dense-seed4", "dap-0.5-seed4",
+                                             "savit-released-0.5-seed3", "uniform-distill-0.5-seed3"]  # fmt: skip
+    with pytest.raises(ValueError, match="'dense:distill' is unknown"):
+        cells([], [0.5], [0], ["dense:distill"])
+
+
+def short_config(image_folder):
+    recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
+    return tiny_config(image_folder, dense=dataclasses.replace(recipe, epochs=2), prune=recipe, finetune=recipe)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_queue_and_a_student_waits_for_its_teacher(image_folder, tmp_path, monkeypatch, capfd):
+    """The helper's own first cell is not this process's: each trains some, and no cell is trained twice."""
+    queue = cells(["dap:distill", "dap", "uniform"], [0.5], [0, 1])
+    said: list[str] = []
+    rows = compare(
+        short_config(image_folder), tmp_path, queue, jobs=2, timed=False, progress=lambda *_: None, say=said.append
+    )
+    assert all(row["top1"] is not None and row["error"] is None for row in rows)
+    student = json.loads((tmp_path / "dap-distill-0.5-seed1" / "config.json").read_text())
+    assert student["teacher"] == str(tmp_path / "dense-seed1" / "checkpoints" / "dense")
+    distilled, plain = rows[1], rows[2]
+    assert distilled["variant"] == "distill" and plain["variant"] is None
+    assert distilled["benefit"] != plain["benefit"]
+    for cell in queue:
+        log = (tmp_path / cell.name / "log.jsonl").read_text().splitlines()
+        steps = [(line["stage"], line["step"]) for line in map(json.loads, log)]
+        assert len(steps) == len(set(steps))
+
+
+@pytest.mark.slow
+def test_helpers_end_with_the_process_that_they_help(image_folder, tmp_path):
+    def interrupt(*_) -> None:
+        raise Interrupted("enough")
+
+    long = dataclasses.replace(tiny_config(image_folder).finetune, epochs=10_000)
+    base = tiny_config(image_folder, dense=long, prune=long, finetune=long)
+    with pytest.raises(Interrupted):
+        compare(base, tmp_path, cells(["dap"], [0.5], [0]), jobs=2, progress=interrupt, say=lambda _: None)
+    assert not multiprocessing.active_children()
+
+
 def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "SECONDS", 0.2)
-    recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
-    base = tiny_config(image_folder, dense=dataclasses.replace(recipe, epochs=2), prune=recipe, finetune=recipe)
-    queue = cells(["dap", "uniform"], [0.5, 0.999], [0])
+    base = short_config(image_folder)
+    queue = cells(["dap", "uniform"], [0.5, 0.999], [0], ["dap:reference"])
     steps: list[str] = []
     options: Any = {"progress": lambda stage, *_: steps.append(stage), "say": lambda _: None}
     rows = compare(base, tmp_path, queue, **options)
     assert [(r["method"], r["sparsity_target"]) for r in rows] == [(c.method, c.sparsity) for c in queue]
-    dense, dap, uniform, refused, _ = rows
+    dense, dap, uniform, refused, _, reference, _ = rows
     assert sum(dense["epochs"]) == sum(dap["epochs"]) == sum(uniform["epochs"]) == 2
     assert dap["top1_dense"] == dense["top1"] == dense["top1_dense"]
     assert dap["keep_ratios"] != uniform["keep_ratios"]
+    assert -1 <= dap["keep_ratio_correlation"] <= 1 and reference["keep_ratio_correlation"] is None
+    assert set(dap["benefit"]) == {"third", "end"} and len(dap["benefit"]["end"]["patch"]) == len(dap["keep_ratios"])
     assert abs(dap["sparsity"] - 0.5) < 0.01 and not dap["off_target"]
     assert 0 < dap["latency_ms_p50"] < dense["latency_ms_p50"]
     assert refused["top1"] is None and "highest" in refused["error"]
@@ -50,7 +98,7 @@ def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_othe
     assert len(steps) == done
     assert [r["top1"] for r in again] == [r["top1"] for r in rows]
     table = compare_report.write(tmp_path / "r" / "compare.json", "make compare", rows, dataset="d", model="m")
-    assert "refused: " in table
+    assert "refused: " in table and "paper's probes" in table and "millinats" in table
     assert {p.suffix for p in (tmp_path / "r").iterdir()} == {".json", ".md", ".svg"}
     for found in read_json(tmp_path / "r" / "compare.json")["rows"]:
         assert {"method", "variant", "sparsity_target", "sparsity", "seed", "epochs", "top1", "top1_dense", "params",
@@ -70,6 +118,18 @@ def test_the_table_shows_mean_and_deviation_and_marks_what_is_off():
     assert table[-1].startswith("†")
     assert any("not measured" in line for line in table)
     assert "†" not in compare_report.markdown(rows[:6], "species", "micro")
+
+
+def test_the_table_says_how_alike_the_probes_decide_and_where_benefit_lies():
+    benefit = {"third": {"class": [0.01] * 12 + [0.02] * 12, "patch": [0.0] * 24},
+               "end": {"class": [0.1, 0.0] * 12, "patch": [0.0] * 24}}  # fmt: skip
+    rows = [row("dap", 0.5, seed, 50.0, keep_ratio_correlation=0.9 + seed / 100, benefit=benefit) for seed in (0, 1)]
+    rows += [row("uniform", 0.5, 0, 40.0, keep_ratio_correlation=0.1), row("dap", 0.5, 0, 41.0, variant="reference")]
+    table = compare_report.markdown(rows, "species", "micro").splitlines()
+    assert "| DAP | 50 % | 0.90, 0.91 |" in table and "| uniform | 50 % | 0.10 |" in table
+    assert "| class token | attention | 10 → 100 | 15 → 100 | 20 → 100 |" in table
+    assert "| class token | MLP | 10 → 0 | 15 → 0 | 20 → 0 |" in table
+    assert "Spearman" not in compare_report.markdown(rows[3:], "species", "micro")
 
 
 def test_the_figures_hold_every_method(tmp_path):

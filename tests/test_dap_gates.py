@@ -115,10 +115,13 @@ def test_tap_copies_the_residual_stream_of_training_forwards_only() -> None:
     model.train()(images)
     with pytest.raises(ValueError, match="3 targets"):
         tap.take(targets[:3])
-    tokens, kept = tap.take(targets)
-    assert [tuple(x.shape) for x in tokens] == [(8, 17, 24)] * 5 and torch.equal(kept, targets)
-    assert not any(x.requires_grad for x in tokens)
+    taken = tap.take(targets)
+    assert [tuple(x.shape) for x in taken.class_] == [(8, 24)] * 5
+    assert [tuple(x.shape) for x in taken.patches] == [(8, 16, 24)] * 5
+    assert torch.equal(taken.targets, targets) and torch.equal(taken.patch_targets, targets)
+    assert not any(x.requires_grad for x in (*taken.class_, *taken.patches))
     first = model.blocks[0]
+    tokens = [torch.cat([one[:, None], rest], 1) for one, rest in zip(taken.class_, taken.patches, strict=True)]
     torch.testing.assert_close(tokens[1], tokens[0] + first.attn(first.norm1(tokens[0])))
     torch.testing.assert_close(tokens[2], first(tokens[0]))
     with pytest.raises(ValueError, match="train mode"):
@@ -132,8 +135,19 @@ def test_tap_thins_large_batches_only() -> None:
     tap.open = True
     for size, copied in ((8, 8), (16, 8), (32, 8), (64, 16)):
         model(torch.randn(size, 3, 16, 16))
-        tokens, targets = tap.take(torch.arange(size))
-        assert len(tokens[0]) == len(targets) == copied
+        taken = tap.take(torch.arange(size))
+        assert len(taken.patches[0]) == len(taken.patch_targets) == copied
+        assert len(taken.class_[0]) == len(taken.targets) == size
+
+
+def test_tap_reads_distilled_models_at_the_class_token_and_behind_both_prefix_tokens() -> None:
+    model: Any = tiny_vit(distilled=True).train()
+    tap = TokenTap(model, every=1)
+    tap.open = True
+    model(torch.randn(8, 3, 16, 16))
+    taken = tap.take(torch.arange(8))
+    assert taken.patches[0].shape == (8, 16, 24)
+    torch.testing.assert_close(taken.class_[0], (model.cls_token + model.pos_embed[:, :1])[0].expand(8, -1))
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,19 @@ from dap_models import CLASSES, batches, tiny_vit
 from torch import Tensor
 
 from dap.gates import TokenTap
-from dap.indicator import PROBES, Indicator
+from dap.indicator import Indicator, Tokens
 
 Probe = Literal["default", "reference"]
 BOTH = pytest.mark.parametrize("probe", ["default", "reference"])
 
 
-def indicator(probe: Probe, lr: float = 5e-4) -> Indicator:
+def indicator(probe: Probe, lr: float | None = None) -> Indicator:
     return Indicator(
         probe=probe,
         layers=2,
         dim=24,
         classes=CLASSES,
         grid=(4, 4),
-        prefix=1,
         lr=lr,
         seed=0,
         device=torch.device("cpu"),
@@ -34,6 +33,18 @@ def stream(seed: int = 0, count: int = 5, images: int = 8) -> list[Tensor]:
     return [torch.randn(images, 17, 24, generator=generator) for _ in range(count)]
 
 
+def seen(tokens: list[Tensor], targets: Tensor) -> Tokens:
+    return Tokens([x[:, 0] for x in tokens], [x[:, 1:] for x in tokens], targets, targets)
+
+
+def trained(probe: Probe, steps: int = 2) -> Indicator:
+    """The default class-token probe begins at zero, so that it tells blocks apart after a step only."""
+    learner = indicator(probe)
+    for step in range(steps):
+        learner.learn(seen(stream(seed=step), torch.arange(8) % CLASSES))
+    return learner
+
+
 @BOTH
 def test_probes_give_the_model_no_gradient(probe: Probe) -> None:
     model = tiny_vit().train()
@@ -42,7 +53,7 @@ def test_probes_give_the_model_no_gradient(probe: Probe) -> None:
     images, targets = batches(1)[0]
     F.cross_entropy(model(images), targets).backward()
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    indicator(probe).learn(*tap.take(targets))
+    indicator(probe).learn(tap.take(targets))
     for old, parameter in zip(before, model.parameters(), strict=True):
         assert old is not None and parameter.grad is not None and torch.equal(old, parameter.grad)
 
@@ -51,7 +62,7 @@ def test_probes_give_the_model_no_gradient(probe: Probe) -> None:
 def test_a_block_that_does_nothing_has_no_benefit(probe: Probe) -> None:
     tokens = stream()
     tokens[2] = tokens[1].clone()
-    bpi = indicator(probe).learn(tokens, torch.arange(8) % CLASSES)
+    bpi = trained(probe).learn(seen(tokens, torch.arange(8) % CLASSES))
     assert bpi.shape == (2, 4)
     assert bpi[:, 1].abs().max() < 1e-6
     assert bpi[:, [0, 2, 3]].abs().min() > 1e-6
@@ -68,7 +79,7 @@ def test_a_block_that_writes_the_class_into_its_tokens_is_found(probe: Probe) ->
         tokens[3][:, 0] += signal
         tokens[4] = tokens[3].clone()
         tokens[4][:, 1:] += signal[:, None]
-        bpi = learner.learn(tokens, targets)
+        bpi = learner.learn(seen(tokens, targets))
         total += bpi if step >= 12 else 0.0
     assert total[0].argmax() == 1 and total[1].argmax() == 3
 
@@ -76,8 +87,8 @@ def test_a_block_that_writes_the_class_into_its_tokens_is_found(probe: Probe) ->
 @BOTH
 def test_targets_may_be_indices_or_probabilities(probe: Probe) -> None:
     targets = torch.arange(8) % CLASSES
-    by_index = indicator(probe).learn(stream(), targets)
-    by_probability = indicator(probe).learn(stream(), F.one_hot(targets, CLASSES).float())
+    by_index = trained(probe).learn(seen(stream(), targets))
+    by_probability = trained(probe).learn(seen(stream(), F.one_hot(targets, CLASSES).float()))
     torch.testing.assert_close(by_index, by_probability)
 
 
@@ -85,29 +96,41 @@ def test_targets_may_be_indices_or_probabilities(probe: Probe) -> None:
 def test_losses_are_those_of_the_probes_one_by_one(probe: Probe) -> None:
     """The benefit of block b comes from probe b alone, reading the tensors before and after it."""
     tokens, targets = stream(), torch.arange(8) % CLASSES
-    bpi = indicator(probe).learn(tokens, targets)
+    bpi = trained(probe).learn(seen(tokens, targets))
     changed = [x.clone() for x in tokens]
     changed[0] += 1.0
-    moved = (indicator(probe).learn(changed, targets) - bpi).abs().amax(0)
+    moved = (trained(probe).learn(seen(changed, targets)) - bpi).abs().amax(0)
     assert moved[0] > 1e-4 and moved[1:].max() < 1e-6
 
 
 def test_class_probe_is_a_linear_layer_on_the_class_token() -> None:
-    probes: Any = PROBES["default"](blocks=4, dim=24, classes=CLASSES, grid=(4, 4))
+    probes: Any = trained("default").probes[0]
+    tokens = seen(stream(), torch.arange(8) % CLASSES)
+    logits = probes(tokens.class_, tokens.patches)[0]
+    torch.testing.assert_close(logits[2, 1], tokens.class_[3] @ probes.class_head[2] + probes.class_bias[2])
+
+
+def test_default_probes_normalise_before_and_after_as_separate_batches() -> None:
+    """As the paper's do: a block that only shifts and scales its tokens does nothing to the patch probe."""
     tokens = stream()
-    logits = probes(tokens, 1)[0]
-    torch.testing.assert_close(logits[2, 1], tokens[3][:, 0] @ probes.class_head[2] + probes.class_bias[2])
+    tokens[2] = 3.0 * tokens[1] + 1.0
+    tokens[1][:, 1:], tokens[2][:, 1:] = 100 * tokens[1][:, 1:], 300 * tokens[1][:, 1:]  # far above the norm's epsilon
+    bpi = trained("default").learn(seen(tokens, torch.arange(8) % CLASSES))
+    assert bpi[1, 1].abs() < 1e-4 < bpi[0, 1].abs()
 
 
-@BOTH
-def test_distilled_models_are_read_at_the_class_token_and_behind_both_prefix_tokens(probe: Probe) -> None:
-    probes = PROBES[probe](blocks=4, dim=24, classes=CLASSES, grid=(4, 4))
-    tokens = [torch.cat([x[:, :1], x], dim=1) for x in stream()]
-    reference = probes(tokens, 2)
-    for x in tokens:
-        x[:, 1] = 100.0  # the distillation token is nobody's input
-    for logits, expected in zip(probes(tokens, 2), reference, strict=True):
-        torch.testing.assert_close(logits, expected)
+def test_the_default_class_probe_begins_without_an_opinion() -> None:
+    """At zero, so that no random start decides whether a block seems to help."""
+    assert indicator("default").learn(seen(stream(), torch.arange(8) % CLASSES))[0].abs().max() == 0
+    assert indicator("reference").learn(seen(stream(), torch.arange(8) % CLASSES))[0].abs().max() > 1e-3
+
+
+def test_the_class_probe_reads_all_images_and_the_patch_probe_some() -> None:
+    tokens = seen(stream(images=32), torch.arange(32) % CLASSES)
+    some = tokens._replace(patches=[x[::4] for x in tokens.patches], patch_targets=tokens.targets[::4])
+    class_logits, patch_logits = trained("default").probes[0](some.class_, some.patches)
+    assert class_logits.shape == (4, 2, 32, CLASSES) and patch_logits.shape == (4, 2, 8, CLASSES)
+    assert indicator("default").learn(some).shape == (2, 4)
 
 
 @BOTH

@@ -20,6 +20,7 @@ from torch import Tensor
 from dap import allocate, importance
 from dap.cost import count_macs, count_params
 from dap.gates import branches_of
+from dap.indicator import Tokens
 from dap.pruner import PruneConfig, Pruner
 
 STEPS = 30
@@ -48,7 +49,7 @@ def test_bad_sparsity_is_refused(sparsity: Any) -> None:
         {"allocation": "random"},
         {"score": "hessian"},
         {"probe": None},
-        {"probe_steps": 0},
+        {"probe_lr": -0.1},
         {"probe_images": 1.5},
         {"updates_per_epoch": True},
         {"seed": -1},
@@ -162,7 +163,7 @@ class Script:
         self.step, self.bpi_of = 0, bpi_of
         pruner._indicator.learn = self.learn  # type: ignore[method-assign]
 
-    def learn(self, tokens: list[Tensor], targets: Tensor) -> Tensor:
+    def learn(self, tokens: Tokens) -> Tensor:
         self.step += 1
         return torch.tensor([self.bpi_of(self.step)] * 2)
 
@@ -174,9 +175,7 @@ def test_a_block_whose_benefit_rises_late_gets_its_budget_and_its_units_back(gat
 
     kept: dict[str, list[float]] = {}
     for allocation in ("bpi", "uniform"):
-        config = PruneConfig(
-            sparsity=0.6, gates=gates, allocation=allocation, start=0.05, sparse=0.3, probe_steps=1, smoothing=0.4
-        )
+        config = PruneConfig(sparsity=0.6, gates=gates, allocation=allocation, start=0.05, sparse=0.3, smoothing=0.4)
         model, pruner, optimizer = make(config, steps=50)
         Script(pruner, late)
         data, low, low_masks = batches(50), 1.0, set[int]()
@@ -297,7 +296,7 @@ def _rank(rank: int, port: int, queue: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     model = tiny_vit()
-    pruner = Pruner(model, PruneConfig(sparsity=0.6, probe_steps=1), steps_per_epoch=12, epochs=1)
+    pruner = Pruner(model, PruneConfig(sparsity=0.6), steps_per_epoch=12, epochs=1)
     parallel: Any = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     updates = train(parallel, pruner, optimizer, batches(12, seed=rank))
@@ -317,7 +316,7 @@ def test_two_processes_take_the_same_decisions() -> None:
     while not context.join():  # true once both have ended; raises if one has failed
         pass
     assert results[0] == results[1]
-    single, pruner, optimizer = make(PruneConfig(sparsity=0.6, probe_steps=1), steps=12)
+    single, pruner, optimizer = make(PruneConfig(sparsity=0.6), steps=12)
     assert train(single, pruner, optimizer, batches(12, seed=0)) != results[0][0]  # both ranks' images counted
 
 

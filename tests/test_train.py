@@ -16,7 +16,7 @@ from pipeline import augment, files
 from pipeline.data import Arrays, Dataset, Split, View
 from pipeline.errors import Interrupted
 from pipeline.loader import train_loader
-from pipeline.train import TrainConfig, train
+from pipeline.train import TrainConfig, distillation, train
 
 ROOT = Path(__file__).parent.parent
 VIEW = View(size=16, crop_ratio=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -24,7 +24,7 @@ NEVER = 1e9
 STEPS = 8  # 4 an epoch
 
 
-def run(folder: Path, *, pruner=None, progress=None, evaluate=None, model=None, count=32, **settings):
+def run(folder: Path, *, pruner=None, teacher=None, progress=None, evaluate=None, model=None, count=32, **settings):
     """Train a tiny model for two epochs; returns it and its log."""
     draw = np.random.default_rng(0)
     images = Arrays(draw.integers(0, 256, (count, 16, 16, 3), np.uint8))
@@ -45,6 +45,7 @@ def run(folder: Path, *, pruner=None, progress=None, evaluate=None, model=None, 
         checkpoint=folder / "x.pt",
         log=log,
         pruner=pruner,
+        teacher=teacher,
         evaluate=evaluate,
         progress=progress,
     )
@@ -122,6 +123,25 @@ def test_a_loss_that_is_not_finite_is_never_saved_or_logged(tmp_path, checkpoint
     assert [line["step"] for line in files.Log(tmp_path / "log.jsonl").read()] == [1, 2, 3, 4]
     saved = files.load_checkpoint(tmp_path / "x.pt")
     assert (saved and saved["step"]) == (4 if checkpoint_seconds == 0 else None)
+
+
+def test_distillation_is_temperature_squared_times_the_divergence_from_the_teacher():
+    student, taught = torch.randn(5, CLASSES), torch.randn(5, CLASSES)
+    p, q = (taught / 3).softmax(-1), (student / 3).softmax(-1)
+    expected = 9 * (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(distillation(student, taught), expected)
+    assert distillation(taught, taught).abs() < 1e-6
+
+
+def test_a_teacher_is_learned_from_and_stays_as_it_is(tmp_path):
+    teacher = tiny_vit(seed=5).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    _, plain = run(tmp_path / "plain")
+    student, taught = run(tmp_path / "taught", teacher=teacher)
+    assert [line["loss"] for line in taught] != [line["loss"] for line in plain]
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not torch.equal(student.head.weight, teacher.head.weight)
 
 
 def test_an_odd_batch_cannot_be_mixed():
