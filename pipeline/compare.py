@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from pipeline.runs import InUse, Run, locked
 from pipeline.side_by_side import latencies
 from pipeline.train import Progress
 
+REFERENCE = "reference"
+"""the variant of DAP with the paper's probes"""
 DISTILL = "distill"
 """the variant of every method that learns from the dense model of its seed too"""
 KNOWN = (
@@ -103,7 +106,7 @@ def compare(
     timed: whether to measure latency
     A cell that its method refuses (a sparsity out of reach) becomes a row with `error`; the others go on.
     Latency is that of the first seed of each method and sparsity, all timed in turn once nothing trains any more.
-    keep_ratio_correlation is Spearman's, with DAP's reference probes at the same seed and sparsity.
+    keep_ratio_correlation: see _agreement.
     """
     with _helpers(base, root, queue, jobs):
         errors = _work(base, root, queue, progress, say)
@@ -116,18 +119,30 @@ def compare(
             models[cell.name] = context.dense_model() if cell.method == "dense" else load_compact(context.model_folder)
     latency_of = latencies(models, view, say) if timed and view else {}
     dense_top1 = {row["seed"]: row["top1"] for row in rows if row["method"] == "dense"}
-    reference = {
-        (row["seed"], row["sparsity_target"]): row["keep_ratios"] for row in rows if row["variant"] == "reference"
-    }
     for cell, row in zip(queue, rows, strict=True):
         latency = latency_of.get(cell.name)
         row["top1_dense"] = dense_top1.get(cell.seed)
         row["latency_ms_p50"] = latency.p50_ms if latency else None
         row["latency_valid"] = latency.valid if latency else None
-        other = reference.get((cell.seed, cell.sparsity))
-        comparable = other and row["keep_ratios"] and row["keep_ratios"] is not other
-        row["keep_ratio_correlation"] = float(spearmanr(row["keep_ratios"], other).statistic) if comparable else None
+        row["keep_ratio_correlation"] = _agreement(row, [other for other in rows if other["variant"] == REFERENCE])
     return rows
+
+
+def _agreement(row: Row, references: Sequence[Row]) -> float | None:
+    """Mean rank correlation of a row's keep ratios with those under the paper's probes; None if there are none.
+
+    At the same seed and sparsity. For the paper's probes themselves at the other seeds, which shows what a seed alone
+    does to them.
+    """
+    itself = row["variant"] == REFERENCE
+    others = [
+        other["keep_ratios"]
+        for other in references
+        if other["sparsity_target"] == row["sparsity_target"] and (other["seed"] == row["seed"]) != itself
+    ]
+    if not row["keep_ratios"] or not others or None in others:
+        return None
+    return statistics.mean(float(spearmanr(row["keep_ratios"], other).statistic) for other in others)
 
 
 def _work(

@@ -83,8 +83,14 @@ def markdown(rows: Sequence[Row], dataset: str, model: str) -> str:
 
 def _probe_agreement(rows: Sequence[Row]) -> list[str]:
     """A table of how alike the keep ratios are to those of the paper's probes at the same seeds, if those have run."""
-    lines = ["", "Keep ratios' rank correlation with DAP's own under the paper's probes, seed by seed:", "",
-             "| method | sparsity asked | Spearman |", "| --- | --- | --- |"]  # fmt: skip
+    lines = [
+        "",
+        "Keep ratios' rank correlation with those under the paper's probes at the same seed, seed by seed; the paper's "
+        "probes are compared with their own other seeds, which shows what a seed alone does:",
+        "",
+        "| method | sparsity asked | Spearman |",
+        "| --- | --- | --- |",
+    ]
     head = len(lines)
     groups: dict[tuple[str, float], list[float]] = {}
     for row in rows:
@@ -143,13 +149,19 @@ def accuracy_over_parameters(rows: Sequence[Row]) -> Figure:
     if dense:
         axes.axhline(statistics.mean(dense), color=DENSE, linewidth=1.2, linestyle=(0, (5, 3)), label="dense")
         axes.axhspan(min(dense), max(dense), color=DENSE, alpha=0.12, linewidth=0)
-    names = list(dict.fromkeys(label(row) for row in done if row["method"] != "dense"))
-    for number, name in enumerate(names):
-        mine = [row for row in done if label(row) == name]
+    pruned = [row for row in done if row["method"] != "dense"]
+    methods = list(dict.fromkeys(row["method"] for row in pruned))
+    for name in sorted({label(row) for row in pruned}):
+        mine = [row for row in pruned if label(row) == name]
+        number = methods.index(mine[0]["method"])
         colour, mark = PALETTE[number % len(PALETTE)], MARKS[number % len(MARKS)]
         by_sparsity = [[r for r in mine if r["sparsity_target"] == s] for s in {r["sparsity_target"] for r in mine}]
         means = sorted((_mean(group, "params"), _mean(group, "top1")) for group in by_sparsity)
-        axes.plot(*zip(*means, strict=True), color=colour, marker=mark, markersize=7, linewidth=1.6, label=name)
+        (line,) = axes.plot(
+            *zip(*means, strict=True), color=colour, marker=mark, markersize=7, linewidth=1.6, label=name
+        )
+        if mine[0]["variant"]:  # looks like its method, but hollow
+            line.set(linestyle=(0, (4, 2)), markerfacecolor="white")
         axes.scatter([r["params"] for r in mine], [r["top1"] for r in mine], color=colour, s=9, alpha=0.45, linewidth=0)
     axes.set_xlabel("parameters")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e3:,.0f} k"))
@@ -179,8 +191,9 @@ def keep_ratios_side_by_side(rows: Sequence[Row], sparsity: float) -> Figure:
         axes.set_ylim(0, 1.05)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    for axes in panels[-1]:
+    for axes in grid[max(0, len(names) - columns) : len(names)]:  # the lowest panel of each column
         axes.set_xlabel("layer")
+        axes.tick_params(labelbottom=True)
     if names:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", frameon=False, fontsize=9, labelcolor=INK, ncols=2)

@@ -47,7 +47,7 @@ def short_config(image_folder):
 @pytest.mark.slow
 def test_two_processes_share_the_queue_and_a_student_waits_for_its_teacher(image_folder, tmp_path, monkeypatch, capfd):
     """The helper's own first cell is not this process's: each trains some, and no cell is trained twice."""
-    queue = cells(["dap:distill", "dap", "uniform"], [0.5], [0, 1])
+    queue = cells(["dap:distill", "dap", "dap:reference"], [0.5], [0, 1])
     said: list[str] = []
     rows = compare(
         short_config(image_folder), tmp_path, queue, jobs=2, timed=False, progress=lambda *_: None, say=said.append
@@ -55,7 +55,9 @@ def test_two_processes_share_the_queue_and_a_student_waits_for_its_teacher(image
     assert all(row["top1"] is not None and row["error"] is None for row in rows)
     student = json.loads((tmp_path / "dap-distill-0.5-seed1" / "config.json").read_text())
     assert student["teacher"] == str(tmp_path / "dense-seed1" / "checkpoints" / "dense")
-    distilled, plain = rows[1], rows[2]
+    _, distilled, plain, reference = rows[:4]
+    assert -1 <= plain["keep_ratio_correlation"] <= 1
+    assert reference["keep_ratio_correlation"] == rows[7]["keep_ratio_correlation"] != plain["keep_ratio_correlation"]
     assert distilled["variant"] == "distill" and plain["variant"] is None
     assert distilled["benefit"] != plain["benefit"]
     for cell in queue:
@@ -79,16 +81,15 @@ def test_helpers_end_with_the_process_that_they_help(image_folder, tmp_path):
 def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "SECONDS", 0.2)
     base = short_config(image_folder)
-    queue = cells(["dap", "uniform"], [0.5, 0.999], [0], ["dap:reference"])
+    queue = cells(["dap", "uniform"], [0.5, 0.999], [0])
     steps: list[str] = []
     options: Any = {"progress": lambda stage, *_: steps.append(stage), "say": lambda _: None}
     rows = compare(base, tmp_path, queue, **options)
     assert [(r["method"], r["sparsity_target"]) for r in rows] == [(c.method, c.sparsity) for c in queue]
-    dense, dap, uniform, refused, _, reference, _ = rows
+    dense, dap, uniform, refused, _ = rows
     assert sum(dense["epochs"]) == sum(dap["epochs"]) == sum(uniform["epochs"]) == 2
     assert dap["top1_dense"] == dense["top1"] == dense["top1_dense"]
     assert dap["keep_ratios"] != uniform["keep_ratios"]
-    assert -1 <= dap["keep_ratio_correlation"] <= 1 and reference["keep_ratio_correlation"] is None
     assert set(dap["benefit"]) == {"third", "end"} and len(dap["benefit"]["end"]["patch"]) == len(dap["keep_ratios"])
     assert abs(dap["sparsity"] - 0.5) < 0.01 and not dap["off_target"]
     assert 0 < dap["latency_ms_p50"] < dense["latency_ms_p50"]
@@ -98,7 +99,7 @@ def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_othe
     assert len(steps) == done
     assert [r["top1"] for r in again] == [r["top1"] for r in rows]
     table = compare_report.write(tmp_path / "r" / "compare.json", "make compare", rows, dataset="d", model="m")
-    assert "refused: " in table and "paper's probes" in table and "millinats" in table
+    assert "refused: " in table and "millinats" in table
     assert {p.suffix for p in (tmp_path / "r").iterdir()} == {".json", ".md", ".svg"}
     for found in read_json(tmp_path / "r" / "compare.json")["rows"]:
         assert {"method", "variant", "sparsity_target", "sparsity", "seed", "epochs", "top1", "top1_dense", "params",
