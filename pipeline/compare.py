@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
+from timm.models import VisionTransformer
 
 from dap import load_compact
-from pipeline import stages
+from pipeline import files, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
+from pipeline.evaluate import model_top1
 from pipeline.methods import METHODS, RELEASED, VARIANTS
 from pipeline.presets import with_method
 from pipeline.runs import InUse, Run, locked
@@ -113,10 +115,13 @@ def compare(
     rows, models, view = [], {}, None
     for cell in queue:
         context = Context(Run.open(root / cell.name), progress, say)
-        rows.append(_row(cell, context.run, errors.get(cell.name)))
-        if cell.seed == queue[0].seed and cell.name not in errors:
-            view = context.view
-            models[cell.name] = context.dense_model() if cell.method == "dense" else load_compact(context.model_folder)
+        row = _row(cell, context.run, errors.get(cell.name))
+        rows.append(row)
+        if row["error"] is None:
+            row["top1"], row["images"] = _unseen(context, cell)
+            if cell.seed == queue[0].seed:
+                view = context.view
+                models[cell.name] = _model(context, cell)
     latency_of = latencies(models, view, say) if timed and view else {}
     dense_top1 = {row["seed"]: row["top1"] for row in rows if row["method"] == "dense"}
     for cell, row in zip(queue, rows, strict=True):
@@ -160,7 +165,9 @@ def _work(
                         raise InUse(f"{cell.teacher} has not finished")
                     run = Run.create(root / cell.name, _config(base, root, cell))
                     say(cell.name)
-                    stages.run_training(Context(run, progress, lambda _: None))
+                    context = Context(run, progress, lambda _: None)
+                    stages.run_training(context)
+                    _unseen(context, cell)
             except InUse:
                 later.append(cell)
             except ValueError as error:
@@ -208,6 +215,34 @@ def _help(base: RunConfig, root: Path, queue: Sequence[Cell], threads: int, pare
         _work(base, root, queue, lambda *_: None, say)
 
 
+def _model(context: Context, cell: Cell) -> VisionTransformer:
+    return context.dense_model() if cell.method == "dense" else load_compact(context.model_folder)
+
+
+def _unseen(context: Context, cell: Cell) -> tuple[float, int]:
+    """Top-1 in percent on every image that was not trained on, and how many those are; measured once.
+
+    They are the validation split and the training images that SUBSET leaves out: with few images, chance would hide
+    the differences between methods.
+    """
+    path, model = context.run.folder / "unseen.json", context.run.files(_last_stage(cell))
+    known = files.read_json(path) if path.exists() else {}
+    if known.get("model") != model:
+        count = len(context.dataset.val.labels)
+        top1, images = context.run.results(_last_stage(cell))["top1_dense" if cell.method == "dense" else "top1"], count
+        if context.spare_batches is not None and context.dataset.spare is not None:
+            images += len(context.dataset.spare.labels)
+            spare = model_top1(_model(context, cell), context.view, context.spare_batches)
+            top1 = (top1 * count + spare * (images - count)) / images
+        known = {"model": model, "top1": top1, "images": images}
+        files.write_json(path, known)
+    return known["top1"], known["images"]
+
+
+def _last_stage(cell: Cell) -> str:
+    return "dense" if cell.method == "dense" else "finetune"
+
+
 def _config(base: RunConfig, root: Path, cell: Cell) -> RunConfig:
     if cell.method == "dense":
         return replace(with_method(base, "dense"), seed=cell.seed)
@@ -231,7 +266,9 @@ def _row(cell: Cell, run: Run, error: str | None) -> Row:
         "off_target": sparsity is not None and abs(sparsity - cell.sparsity) > OFF_TARGET,
         "seed": cell.seed,
         "epochs": [stage.epochs if stage else 0 for stage in trained],
-        "top1": run.results("dense").get("top1_dense") if dense else small.get("top1"),
+        "top1": None,
+        "top1_val": run.results("dense").get("top1_dense") if dense else small.get("top1"),
+        "images": None,
         "params": start.get("params_dense") if dense else small.get("params"),
         "macs": start.get("macs_dense") if dense else small.get("macs"),
         "seconds": sum(record.get("seconds", 0.0) for record in records.values()),

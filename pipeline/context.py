@@ -71,6 +71,14 @@ class Context:
         """The whole validation split in order, 256 images at a time; read once if it fits into memory."""
         return eval_loader(self.dataset.val, self.view, 256, loader.default_workers(self.dataset))
 
+    @cached_property
+    def spare_batches(self) -> Evaluation | None:
+        """The training images that a subset leaves out, likewise; None if there are none."""
+        spare = self.dataset.spare
+        if spare is None or not len(spare.labels):
+            return None
+        return eval_loader(spare, self.view, 256, loader.default_workers(self.dataset))
+
     def train_batches(self, config: TrainConfig) -> Batches:
         """The training split, augmented."""
         workers = loader.default_workers(self.dataset)

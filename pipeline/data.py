@@ -131,6 +131,8 @@ class Dataset:
     """changes when an image or a label does, or their order"""
     skipped: tuple[Skipped, ...] = ()
     """files that are left out, and why"""
+    spare: Split | None = None
+    """training images of the same classes that a subset leaves out: nobody trains on them"""
 
 
 def load_dataset(
@@ -264,13 +266,14 @@ def _subset(dataset: Dataset, subset: str) -> Dataset:
     return replace(
         dataset,
         classes=tuple(dataset.classes[label] for label in chosen),
-        train=_part(dataset.train, chosen, count),
-        val=_part(dataset.val, chosen, None),
+        train=_part(dataset.train, chosen, last=count),
+        val=_part(dataset.val, chosen),
+        spare=_part(dataset.train, chosen, first=count),
         fingerprint=f"{dataset.fingerprint} {subset}",
     )
 
 
-def _part(split: Split, classes: list[int], per_class: int | None) -> Split:
-    """The first `per_class` images of each of `classes`, which become labels 0, 1, ..."""
-    rows = np.concatenate([np.flatnonzero(split.labels == label)[:per_class] for label in classes])
+def _part(split: Split, classes: list[int], first: int = 0, last: int | None = None) -> Split:
+    """Images `first` to `last` of each of `classes`, which become labels 0, 1, ..."""
+    rows = np.concatenate([np.flatnonzero(split.labels == label)[first:last] for label in classes])
     return Split(images=split.images.chosen(rows), labels=np.searchsorted(classes, split.labels[rows]))

@@ -80,7 +80,7 @@ def test_helpers_end_with_the_process_that_they_help(image_folder, tmp_path):
 
 def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "SECONDS", 0.2)
-    base = short_config(image_folder)
+    base = dataclasses.replace(short_config(image_folder), subset="3x12")
     queue = cells(["dap", "uniform"], [0.5, 0.999], [0])
     steps: list[str] = []
     options: Any = {"progress": lambda stage, *_: steps.append(stage), "say": lambda _: None}
@@ -93,6 +93,9 @@ def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_othe
     assert set(dap["benefit"]) == {"third", "end"} and len(dap["benefit"]["end"]["patch"]) == len(dap["keep_ratios"])
     assert abs(dap["sparsity"] - 0.5) < 0.01 and not dap["off_target"]
     assert 0 < dap["latency_ms_p50"] < dense["latency_ms_p50"]
+    # every image that was not trained on counts: 18 of the split, and 4 of 16 training images of 3 classes
+    assert dap["images"] == dense["images"] == 30
+    assert round(dap["top1"] * 30 / 100 - dap["top1_val"] * 18 / 100, 6) in range(13)
     assert refused["top1"] is None and "highest" in refused["error"]
     done = len(steps)
     again = compare(base, tmp_path, queue, **options)

@@ -40,6 +40,8 @@ def test_a_subset_is_spread_over_the_classes_and_keeps_their_order(image_folder)
     np.testing.assert_array_equal(part.train.images[5].pixels(), whole.train.images[16].pixels())
     assert part.train.images.sizes.tolist() == [[64, 64]] * 10
     assert part.fingerprint != whole.fingerprint
+    assert whole.spare is None and part.spare.labels.tolist() == [0] * 11 + [1] * 11  # what was left of the 16
+    np.testing.assert_array_equal(part.spare.images[11].pixels(), whole.train.images[16 + 5].pixels())
     digits = load_dataset("digits", "3x10")
     assert digits.classes == ("0", "3", "6")
     assert digits.train.images.array.shape == (30, 8, 8, 3)
