@@ -51,7 +51,10 @@ def markdown(rows: Sequence[Row], dataset: str, model: str) -> str:
     """
     sparsities = sorted({row["sparsity_target"] for row in rows if row["method"] != "dense"})
     labels = list(dict.fromkeys(label(row) for row in rows))
+    images = max((row["images"] or 0 for row in rows), default=0)
     lines = [
+        f"Top-1 in percent on {images:,} images that nothing was trained on; mean ± standard deviation over seeds.",
+        "",
         f"| model | method | {' | '.join(f'{dataset} {100 * s:g} %' for s in sparsities)} |",
         f"| --- | --- | {' | '.join('---' for _ in sparsities)} |",
     ]
@@ -75,10 +78,46 @@ def markdown(rows: Sequence[Row], dataset: str, model: str) -> str:
                 f"| {_mean(done, 'params') / 1e3:,.0f} k | {_mean(done, 'macs') / 1e6:,.1f} M "
                 f"| {f'{timed[0]:.2f}' if timed else 'not measured'} | {_mean(done, 'seconds'):,.0f} | {len(done)} |"
             )
+    lines += _lead_of_dap(rows, sparsities)
     lines += _probe_agreement(rows) + _benefit_over_depth(rows)
     if any(row["off_target"] for row in rows):
         lines += ["", "† the sparsity reached is off by more than one point: not comparable with its column."]
     return "\n".join(lines) + "\n"
+
+
+def _lead_of_dap(rows: Sequence[Row], sparsities: Sequence[float]) -> list[str]:
+    """A table of DAP's top-1 minus each method's at the same seed, if DAP has run."""
+    top1 = {(label(r), r["sparsity_target"], r["seed"]): r["top1"] for r in rows if r["top1"] is not None}
+    dense = {seed: value for (name, _, seed), value in top1.items() if name == NAMES["dense"]}
+    top1 |= {(NAMES["dense"], s, seed): value for s in sparsities for seed, value in dense.items()}
+    names = [name for name in dict.fromkeys(label(row) for row in rows) if name != NAMES["dap"]]
+    lines = []
+    for name in names:
+        cells = []
+        for sparsity in sparsities:
+            seeds = sorted(seed for other, s, seed in top1 if (other, s) == (name, sparsity))
+            leads = [
+                top1[NAMES["dap"], sparsity, seed] - top1[name, sparsity, seed]
+                for seed in seeds
+                if (NAMES["dap"], sparsity, seed) in top1
+            ]
+            cells.append(_mean_and_deviation(leads, "+.1f") if leads else "not run")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if not any(name == NAMES["dap"] for name, *_ in top1) or not lines:
+        return []
+    return [
+        "",
+        "DAP's top-1 minus the method's at the same seed, in points:",
+        "",
+        f"| DAP against | {' | '.join(f'{100 * s:g} %' for s in sparsities)} |",
+        f"| --- | {' | '.join('---' for _ in sparsities)} |",
+        *lines,
+    ]
+
+
+def _mean_and_deviation(values: Sequence[float], form: str = ".1f") -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
 
 
 def _probe_agreement(rows: Sequence[Row]) -> list[str]:
@@ -131,8 +170,7 @@ def _top1(rows: Sequence[Row]) -> str:
     if not values:
         errors = [row["error"] for row in rows if row["error"]]
         return f"refused: {errors[0].splitlines()[0]}".replace("|", "/") if errors else "not run"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}{' †' if any(row['off_target'] for row in rows) else ''}"
+    return f"{_mean_and_deviation(values)}{' †' if any(row['off_target'] for row in rows) else ''}"
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

@@ -17,7 +17,7 @@ from pipeline.files import read_json
 def row(method: str, sparsity: float, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
     values = {"variant": None, "sparsity_target": sparsity, "sparsity": sparsity + 0.001, "off_target": False,
               "epochs": [2, 1], "params": 1e6 * (1 - sparsity), "macs": 9e7 * (1 - sparsity), "seconds": 10.0,
-              "keep_ratios": [0.5] * 24, "error": None, "top1_dense": 60.0, "latency_ms_p50": None}  # fmt: skip
+              "images": 600, "keep_ratios": [0.5] * 24, "error": None, "top1_dense": 60.0, "latency_ms_p50": None}  # fmt: skip
     return {"method": method, "seed": seed, "top1": top1, **values, **changes}
 
 
@@ -115,12 +115,15 @@ def test_the_table_shows_mean_and_deviation_and_marks_what_is_off():
     rows += [row("savit", 0.5, 0, 40.0, variant="released", off_target=True)]
     rows += [row("wdpruning", 0.5, 0, None, error="cannot | be reached")]
     table = compare_report.markdown(rows, "species", "micro").splitlines()
+    assert "on 600 images" in table[0]
     assert "| micro | dense | 61.0 ± 1.0 |" in table
     assert "| micro | DAP | 51.0 ± 1.0 |" in table
     assert "| micro | SAViT (released) | 40.0 † |" in table
     assert "| micro | WD-Prune | refused: cannot / be reached |" in table
     assert table[-1].startswith("†")
     assert any("not measured" in line for line in table)
+    assert "| dense | -10.0 ± 0.0 |" in table  # DAP's lead, seed by seed
+    assert "| SAViT (released) | +10.0 |" in table and "| WD-Prune | not run |" in table
     assert "†" not in compare_report.markdown(rows[:6], "species", "micro")
 
 
