@@ -17,7 +17,8 @@ from pipeline.files import read_json
 def row(method: str, sparsity: float, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
     values = {"variant": None, "sparsity_target": sparsity, "sparsity": sparsity + 0.001, "off_target": False,
               "epochs": [2, 1], "params": 1e6 * (1 - sparsity), "macs": 9e7 * (1 - sparsity), "seconds": 10.0,
-              "images": 600, "keep_ratios": [0.5] * 24, "error": None, "top1_dense": 60.0, "latency_ms_p50": None}  # fmt: skip
+              "images": 600, "keep_ratios": [0.5] * 24, "error": None,
+              "top1_dense": 60.0, "latency_ms_p50": None}  # fmt: skip
     return {"method": method, "seed": seed, "top1": top1, **values, **changes}
 
 
