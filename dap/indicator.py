@@ -105,7 +105,10 @@ class BatchedProbes(nn.Module):
 
 
 PROBES: dict[str, Callable[..., nn.Module]] = {"default": BatchedProbes, "reference": ReferenceProbes}
-LEARNING_RATE = {"default": 2e-3, "reference": 5e-4}  # the reference's is the paper's
+# The paper's rate is 5e-4. A class-token probe that learns faster finds ever more in the first blocks, and next to their
+# benefit that of the others vanishes. The cheap patch probes see fewer images, and learn faster to make up for it.
+CLASS_LEARNING_RATE = 5e-4
+PATCH_LEARNING_RATE = {"default": 2e-3, "reference": 5e-4}
 
 
 class Tokens(NamedTuple):
@@ -136,7 +139,7 @@ class Indicator:
         seed: int,
         device: torch.device,
     ) -> None:
-        """lr: of the probes' AdamW; None: LEARNING_RATE."""
+        """lr: of the probes' AdamW; None: CLASS_LEARNING_RATE and PATCH_LEARNING_RATE."""
         # A stream of random numbers of its own: attaching a pruner must not change the training that follows.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -146,12 +149,15 @@ class Indicator:
             ]
         self.group_sizes = sizes
         self.probes = nn.ModuleList(groups).to(device)
-        plain = [p for name, p in self.probes.named_parameters() if p.ndim < 2 or "bias" in name]
-        decayed = [p for name, p in self.probes.named_parameters() if p.ndim >= 2 and "bias" not in name]
-        kinds = [{"params": decayed, "weight_decay": PROBE_WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            kinds, lr=LEARNING_RATE[probe] if lr is None else lr, fused=device.type in ("cpu", "cuda")
-        )
+        groups_of: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.probes.named_parameters():
+            on_class = "class_" in name or "on_class" in name
+            usual = CLASS_LEARNING_RATE if on_class else PATCH_LEARNING_RATE[probe]
+            rate = usual if lr is None else lr
+            decay = 0.0 if parameter.ndim < 2 or "bias" in name else PROBE_WEIGHT_DECAY
+            groups_of.setdefault((rate, decay), []).append(parameter)
+        kinds = [{"params": mine, "lr": rate, "weight_decay": decay} for (rate, decay), mine in groups_of.items()]
+        self.optimizer = torch.optim.AdamW(kinds, fused=device.type in ("cpu", "cuda"))
 
     def learn(self, tokens: Tokens) -> Tensor:
         """One training step of all probes.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 
@@ -59,3 +60,17 @@ def test_every_option_in_readme_is_known():
     )
     for name in listed:
         assert f"--{name.lower().replace('_', '-')}" in done.stdout, name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_are_those_that_a_command_has_written(page):
+    """Below `<!-- from docs/results/x.md -->` every table line is one of that file's."""
+    found = 0
+    for name, table in re.findall(
+        r"<!-- from (docs/results/[\w.-]+\.md) -->\n((?:\|.*\n)+)", (ROOT / page).read_text()
+    ):
+        printed = (ROOT / name).read_text().splitlines()
+        for line in table.splitlines():
+            assert line in printed, line
+            found += 1
+    assert found > 8
