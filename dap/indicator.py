@@ -105,8 +105,8 @@ class BatchedProbes(nn.Module):
 
 
 PROBES: dict[str, Callable[..., nn.Module]] = {"default": BatchedProbes, "reference": ReferenceProbes}
-# The paper's rate is 5e-4. A class-token probe that learns faster finds ever more in the first blocks, and next to their
-# benefit that of the others vanishes. The cheap patch probes see fewer images, and learn faster to make up for it.
+# The paper's rate is 5e-4. A class-token probe that learns faster finds ever more in the first blocks, and next to that
+# the others' benefit vanishes. The cheap patch probes see fewer images, and learn faster to make up for it.
 CLASS_LEARNING_RATE = 5e-4
 PATCH_LEARNING_RATE = {"default": 2e-3, "reference": 5e-4}
 

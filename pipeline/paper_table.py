@@ -11,6 +11,7 @@ from dap import count_macs, count_params
 from pipeline import miniature, presets
 from pipeline.catalog import KNOWN
 from pipeline.compare import Row, cells, compare
+from pipeline.compare_report import NAMES
 from pipeline.files import read_json
 from pipeline.train import Progress
 
@@ -89,7 +90,7 @@ def table(results: Path) -> str:
                         shown += ["", ""]
                         continue
                     shown += [f"{published[number]}", _reproduced(rows, method, sparsity)]
-            lines.append(f"| {model} | {method} | {' | '.join(shown)} |")
+            lines.append(f"| {model} | {NAMES[method]} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,14 @@
 """The published table: what it takes, what was reproduced, and its commands tried on miniatures."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from pipeline import files, miniature, models, paper_table
 from pipeline.data import load_dataset
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_table_shows_what_was_run_and_says_what_was_not(tmp_path):
@@ -14,9 +17,17 @@ def test_the_table_shows_what_was_run_and_says_what_was_not(tmp_path):
     files.write_json(tmp_path / "compare-ifood-deit_tiny_patch16_224.json", {"rows": rows})
     lines = paper_table.table(tmp_path).splitlines()
     assert len(lines) == 2 + 8 and len({line.count("|") for line in lines}) == 1
-    dap = next(line for line in lines if line.startswith("| deit_tiny_patch16_224 | dap |"))
+    dap = next(line for line in lines if line.startswith("| deit_tiny_patch16_224 | DAP |"))
     assert "| 71.5 | not run | 68.6 | 70.5 | 69.3 | not run |" in dap
     assert sum(line.count("not run") for line in lines) == 27  # of 4 x 7 published numbers
+
+
+def test_readme_shows_the_table_as_it_is_today():
+    readme = (ROOT / "README.md").read_text()
+    assert paper_table.table(ROOT / "docs" / "results") in readme
+    cells = itertools.product(paper_table.MODELS, paper_table.DATASETS)
+    hours = sum(itertools.starmap(paper_table.gpu_hours, cells))
+    assert f"about {hours:.0f} A100 hours" in readme
 
 
 def test_a_larger_model_and_a_larger_data_set_take_more_time_and_room():
