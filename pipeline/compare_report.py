@@ -160,7 +160,7 @@ def _benefit_over_depth(rows: Sequence[Row]) -> list[str]:
                     [float(np.array_split(np.array(run[moment][tokens])[offset::2], 3)[part].mean()) for run in mine]
                     for moment in ("third", "end")
                 ]
-                cells.append(" → ".join(f"{1e3 * statistics.mean(value):.0f}" for value in values))
+                cells.append(" → ".join(f"{round(1e3 * statistics.mean(value))}" for value in values))
             lines.append(f"| {title} | {kind} | {' | '.join(cells)} |")
     return lines
 
