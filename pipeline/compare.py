@@ -164,7 +164,8 @@ def _work(
                     if cell.variant == DISTILL and not Run.open(root / cell.teacher).results("dense"):
                         raise InUse(f"{cell.teacher} has not finished")
                     run = Run.create(root / cell.name, _config(base, root, cell))
-                    say(cell.name)
+                    if not run.results(_last_stage(cell)):
+                        say(cell.name)
                     context = Context(run, progress, lambda _: None)
                     stages.run_training(context)
                     _unseen(context, cell)
