@@ -181,7 +181,7 @@ def accuracy_over_parameters(rows: Sequence[Row]) -> Figure:
     """Top-1 against parameters: a point for every run, a line through the means of each method."""
     figure = new_figure(3.6)
     axes = figure.subplots()
-    style_axes(axes, "Validation top-1, %")
+    style_axes(axes, "Top-1 on images that were not trained on, %")
     done = [row for row in rows if row["top1"] is not None]
     dense = [row["top1"] for row in done if row["method"] == "dense"]
     if dense:
