@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from dap import allocate, importance
 from dap.compact import compact
 from dap.cost import count_macs, count_params
-from dap.gates import Gates, TokenTap, branches_of, check_supported
+from dap.gates import Gates, branches_of, check_supported
 from dap.indicator import Indicator
 from dap.method import BlockReport, MaskUpdate, average_over_ranks, check_number
 from dap.schedule import Schedule, rank_mask
+from dap.tap import TokenTap
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,7 +11,8 @@ from timm.layers.mlp import SwiGLU
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import Tensor, nn
 
-from dap.gates import Gates, TokenTap, branches_of, check_supported
+from dap.gates import Gates, branches_of, check_supported
+from dap.tap import TokenTap
 
 
 def random_masks(gates: Gates, seed: int = 0) -> list[Tensor]:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from dap_models import CLASSES, batches, tiny_vit
 from torch import Tensor
 
-from dap.gates import TokenTap
 from dap.indicator import Indicator, Tokens
+from dap.tap import TokenTap
 
 Probe = Literal["default", "reference"]
 BOTH = pytest.mark.parametrize("probe", ["default", "reference"])
