@@ -110,6 +110,8 @@ def compare(
     Latency is that of the first seed of each method and sparsity, all timed in turn once nothing trains any more.
     keep_ratio_correlation: see _agreement.
     """
+    for cell in queue:
+        _config(base, root, cell)  # what is wrong with the settings should show before anything is trained
     with _helpers(base, root, queue, jobs):
         errors = _work(base, root, queue, progress, say)
     rows, models, view = [], {}, None
@@ -167,13 +169,14 @@ def _work(
                     if not run.results(_last_stage(cell)):
                         say(cell.name)
                     context = Context(run, progress, lambda _: None)
-                    stages.run_training(context)
-                    _unseen(context, cell)
+                    try:
+                        stages.run_training(context)
+                        _unseen(context, cell)
+                    except ValueError as error:
+                        say(f"  {error}")
+                        errors[cell.name] = str(error)
             except InUse:
                 later.append(cell)
-            except ValueError as error:
-                say(f"  {error}")
-                errors[cell.name] = str(error)
         if len(later) == len(waiting):
             time.sleep(2)
         waiting = later
@@ -212,7 +215,8 @@ def _help(base: RunConfig, root: Path, queue: Sequence[Cell], threads: int, pare
             raise Interrupted("the process that this one helps is gone")
         print(line, flush=True)
 
-    with contextlib.suppress(Interrupted):
+    # what is wrong with a cell's folder, the other process meets and tells as well
+    with contextlib.suppress(Interrupted, ValueError):
         _work(base, root, queue, lambda *_: None, say)
 
 

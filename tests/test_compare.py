@@ -12,6 +12,7 @@ from pipeline import compare_report, side_by_side
 from pipeline.compare import Cell, cells, compare
 from pipeline.errors import Interrupted
 from pipeline.files import read_json
+from pipeline.runs import Run
 
 
 def row(method: str, sparsity: float, seed: int, top1: float | None, **changes: Any) -> dict[str, Any]:
@@ -108,6 +109,16 @@ def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_othe
     for found in read_json(tmp_path / "r" / "compare.json")["rows"]:
         assert {"method", "variant", "sparsity_target", "sparsity", "seed", "epochs", "top1", "top1_dense", "params",
                 "macs", "latency_ms_p50", "seconds"} <= found.keys()  # fmt: skip
+
+
+def test_wrong_settings_and_a_folder_of_other_settings_are_told_before_anything_is_trained(image_folder, tmp_path):
+    base, options = short_config(image_folder), {"progress": lambda *_: pytest.fail("trained"), "say": lambda _: None}
+    with pytest.raises(ValueError, match=r"sparsity must be a number strictly between 0 and 1, got 1\.5"):
+        compare(base, tmp_path, cells(["dap"], [0.5, 1.5], [0]), **options)
+    run = Run.create(tmp_path / "dense-seed0", dataclasses.replace(base, method="dense", seed=7))
+    run.finish("prepare", {}, [], {}, 1.0)
+    with pytest.raises(ValueError, match="belongs to another configuration"):
+        compare(base, tmp_path, cells(["dap"], [0.5], [0]), **options)
 
 
 def test_the_table_shows_mean_and_deviation_and_marks_what_is_off():
