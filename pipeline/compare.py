@@ -161,15 +161,19 @@ def _work(
     while waiting:
         later = []
         for cell in waiting:
+            waits = cell.variant == DISTILL and cell.teacher not in errors
+            if waits and not Run(root / cell.teacher, base).results("dense"):
+                later.append(cell)
+                continue
             try:
                 with locked(root / cell.name):
-                    if cell.variant == DISTILL and not Run.open(root / cell.teacher).results("dense"):
-                        raise InUse(f"{cell.teacher} has not finished")
                     run = Run.create(root / cell.name, _config(base, root, cell))
                     if not run.results(_last_stage(cell)):
                         say(cell.name)
                     context = Context(run, progress, lambda _: None)
                     try:
+                        if cell.variant == DISTILL and cell.teacher in errors:
+                            raise ValueError(f"{cell.teacher} has failed: {errors[cell.teacher]}")
                         stages.run_training(context)
                         _unseen(context, cell)
                     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import tiny_config
 
-from pipeline import compare_report, side_by_side
+from pipeline import compare_report, side_by_side, stages
 from pipeline.compare import Cell, cells, compare
 from pipeline.errors import Interrupted
 from pipeline.files import read_json
@@ -119,6 +119,16 @@ def test_wrong_settings_and_a_folder_of_other_settings_are_told_before_anything_
     run.finish("prepare", {}, [], {}, 1.0)
     with pytest.raises(ValueError, match="belongs to another configuration"):
         compare(base, tmp_path, cells(["dap"], [0.5], [0]), **options)
+
+
+def test_a_student_whose_teacher_fails_is_refused_and_not_waited_for(image_folder, tmp_path, monkeypatch):
+    def fail(context) -> None:
+        raise ValueError("the loss became nan")
+
+    monkeypatch.setattr(stages, "run_training", fail)
+    rows = compare(short_config(image_folder), tmp_path, cells(["dap:distill"], [0.5], [0]),
+                   progress=lambda *_: None, say=lambda _: None)  # fmt: skip
+    assert [row["error"] for row in rows] == ["the loss became nan", "dense-seed0 has failed: the loss became nan"]
 
 
 def test_the_table_shows_mean_and_deviation_and_marks_what_is_off():
