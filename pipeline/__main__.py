@@ -263,7 +263,7 @@ def compare(
     model: ModelOption = None,
     sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
     methods: Annotated[
-        str, typer.Option(help="METHOD or METHOD:VARIANT, such as dap:reference, dap:distill or savit:released.")
+        str, typer.Option(help="METHOD or METHOD:VARIANT: dap:distill, savit:released, dap:benefit_scale=5 ...")
     ] = "dap uniform taylor magnitude savit wdpruning",
     once: Annotated[str, typer.Option(help="Methods that run with the first seed alone.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, each a run of every method at every sparsity.")] = "0 1 2",

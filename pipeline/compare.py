@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from pipeline.evaluate import model_top1
-from pipeline.methods import METHODS, RELEASED, VARIANTS
+from pipeline.methods import METHODS, RELEASED, VARIANTS, variant_settings
 from pipeline.presets import with_method
 from pipeline.runs import InUse, Run, locked
 from pipeline.side_by_side import latencies
@@ -83,8 +83,8 @@ def cells(
             queue.append(Cell("dense", None, 0.0, seed))
         for sparsity, spec in itertools.product(sparsities, specs):
             method, _, variant = spec.partition(":")
-            if spec not in KNOWN:
-                raise ValueError(f"METHODS: {spec!r} is unknown. Known: {', '.join(KNOWN)}")
+            if spec not in KNOWN and variant_settings(method, variant) is None:
+                raise ValueError(f"METHODS: {spec!r} is unknown. Known: {', '.join(KNOWN)}, dap:benefit_scale=5 ...")
             if method != "dense":
                 queue.append(Cell(method, variant or None, sparsity, seed))
     return queue
@@ -255,7 +255,7 @@ def _last_stage(cell: Cell) -> str:
 def _config(base: RunConfig, root: Path, cell: Cell) -> RunConfig:
     if cell.method == "dense":
         return replace(with_method(base, "dense"), seed=cell.seed)
-    settings = VARIANTS.get(cell.method, {}).get(cell.variant or "", {})
+    settings = variant_settings(cell.method, cell.variant or "") or {}
     config = with_method(base, cell.method, released=cell.variant == "released", sparsity=cell.sparsity, **settings)
     teacher = str(root / cell.teacher / "checkpoints" / "dense") if cell.variant == DISTILL else None
     return replace(config, seed=cell.seed, dense=None, teacher=teacher)

@@ -1,7 +1,7 @@
 """The ways to choose what goes, by name: what METHOD= takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from timm.models import VisionTransformer
@@ -50,6 +50,26 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 RELEASED = ("savit", "wdpruning")
 """methods whose released code is known to be wrong somewhere: `released` repeats its mistakes"""
+
+
+def variant_settings(method: str, variant: str) -> dict[str, Any] | None:
+    """Settings of PruneConfig in which a variant differs: one of VARIANTS, or `KEY=NUMBER`; None if it is neither.
+
+    Methods that do not read PruneConfig's settings (SAViT, WD-Prune, isomorphic) have no `KEY=NUMBER`.
+    """
+    if variant in VARIANTS.get(method, {}):
+        return VARIANTS[method][variant]
+    key, _, number = variant.partition("=")
+    kinds = {item.name: type(item.default) for item in fields(PruneConfig)} | {"probe_lr": float}
+    del kinds["sparsity"], kinds["seed"]  # a cell has its own
+    if method not in ("dap", "uniform", "taylor", "magnitude") or kinds.get(key) not in (int, float):
+        return None
+    try:
+        settings = {key: kinds[key](number)}
+        PruneConfig(**settings)
+    except ValueError as error:
+        raise ValueError(f"{method}:{variant}: {error}") from error
+    return settings
 
 
 def build(

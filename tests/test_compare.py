@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_config
 
 from pipeline import compare_report, side_by_side, stages
-from pipeline.compare import Cell, cells, compare
+from pipeline.compare import Cell, _config, cells, compare
 from pipeline.errors import Interrupted
 from pipeline.files import read_json
 from pipeline.runs import Run
@@ -39,6 +39,20 @@ def test_some_methods_run_with_the_first_seed_alone_after_the_others():
                                              "savit-released-0.5-seed3", "uniform-distill-0.5-seed3"]  # fmt: skip
     with pytest.raises(ValueError, match="'dense:distill' is unknown"):
         cells([], [0.5], [0], ["dense:distill"])
+
+
+def test_one_setting_of_the_method_can_be_changed_for_a_row(image_folder, tmp_path):
+    queue = cells(["dap:benefit_scale=3", "uniform:updates_per_epoch=1"], [0.5], [0])
+    assert [cell.name for cell in queue] == ["dense-seed0", "dap-benefit_scale=3-0.5-seed0",
+                                             "uniform-updates_per_epoch=1-0.5-seed0"]  # fmt: skip
+    config = _config(tiny_config(image_folder), tmp_path, queue[1])
+    assert (config.method, config.pruning.benefit_scale, config.pruning.sparsity) == ("dap", 3.0, 0.5)
+    for spec in ("dap:magic=3", "dap:sparsity=0.9", "dap:seed=1", "savit:benefit_scale=3", "dense:benefit_scale=3"):
+        with pytest.raises(ValueError, match=f"'{spec}' is unknown"):
+            cells([spec], [0.5], [0])
+    for spec in ("dap:benefit_scale=-1", "dap:benefit_scale=much", "dap:updates_per_epoch=0.5"):
+        with pytest.raises(ValueError, match=f"^{spec}: "):
+            cells([spec], [0.5], [0])
 
 
 def short_config(image_folder):
