@@ -60,7 +60,7 @@ def variant_settings(method: str, variant: str) -> dict[str, Any] | None:
     if variant in VARIANTS.get(method, {}):
         return VARIANTS[method][variant]
     key, _, number = variant.partition("=")
-    kinds = {item.name: type(item.default) for item in fields(PruneConfig)} | {"probe_lr": float}
+    kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(PruneConfig)} | {"probe_lr": float}
     del kinds["sparsity"], kinds["seed"]  # a cell has its own
     if method not in ("dap", "uniform", "taylor", "magnitude") or kinds.get(key) not in (int, float):
         return None

@@ -26,13 +26,13 @@ def latencies(
     """
     threads = TARGETS["host"].threads
     with tempfile.TemporaryDirectory() as folder:
-        predicts = {}
+        programs = {}
         for number, (name, model) in enumerate(models.items()):
             say(f"  exporting {name}")
             path = Path(folder) / f"{number}.tflite"
-            tflite.export(model.eval(), image_size=view.size, mean=view.mean, std=view.std, path=path)
-            predicts[name] = tflite.load(path, threads)
-        image = np.random.default_rng(0).uniform(0, 255, (1, view.size, view.size, 3)).astype(np.float32)
-        calls = {name: partial(predict, image) for name, predict in predicts.items()}
+            tflite.export(model.eval(), mean=view.mean, std=view.std, path=path)
+            programs[name] = tflite.load(path, threads)
+        image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
+        calls = {name: partial(program.run, program.prepare(image)) for name, program in programs.items()}
         say(f"  timing {len(calls)} models side by side")
         return measure(calls, seconds=SECONDS * len(calls), min_samples=SAMPLES, warmup=WARMUP)

@@ -28,6 +28,7 @@ from pipeline.methods import build
 from pipeline.report import overall_verdict, write_report
 from pipeline.summary import summarise
 from targets import TARGETS, Target, manifest, tflite
+from targets.artifact import RuntimeUnavailable
 from targets.devices import local
 from targets.graph import rewrite
 from targets.manifest import Golden, InputSpec, Manifest
@@ -124,7 +125,7 @@ def export(context: Context, target: Target) -> Written:
         for precision in target.precisions:
             path = folder / f"{role}-{precision}.tflite"
             context.say(f"  {path.name}")
-            info = tflite.export(model.eval(), image_size=view.size, mean=view.mean, std=view.std, path=path)
+            info = tflite.export(model.eval(), mean=view.mean, std=view.std, path=path)
             described.append(manifest.describe_file(path, folder, format=target.format, precision=precision, role=role))
             results[path.name] = {"role": role, "precision": precision, "size_bytes": info.size_bytes,
                                   "sha256": info.sha256, "seconds": info.seconds}  # fmt: skip
@@ -260,7 +261,7 @@ def run_deploying(context: Context, name: str, only: str | None = None) -> str:
         if only in (None, stage):
             try:
                 _run(context, record, inputs, partial(function, context, target))
-            except tflite.RuntimeUnavailable as error:
+            except RuntimeUnavailable as error:
                 report(context)
                 raise EnvironmentLacks(str(error)) from error
         elif only == "validate" and not run.finished(record, inputs):

@@ -4,18 +4,19 @@ B batch (always 1 here), N tokens, M query tokens, D width, H heads, K head widt
 T leading tokens (class, register, distillation); the heads read the class and the distillation token.
 
 What changes, and why it stays exact:
-- pixels come in as RGB 0..255, height x width x channel; mean and std go into the patch embedding (without padding);
+- pixels come in as RGB 0..255; mean and std go into the patch embedding (without padding);
 - everything that writes to the residual stream is multiplied by P = I - 11^T / D. LayerNorm ignores the mean over D, so
   nothing else changes, and with a zero-mean stream LayerNorm is x * rsqrt(mean(x^2) + eps): one reduction, not two;
 - LayerNorm's gain and bias, LayerScale and 1/sqrt(head width) go into the neighbouring linear layers;
-- attention is two 3D batched matrix products, which delegates take; they refuse scaled_dot_product_attention;
+- attention is two 3D batched matrix products, which XNNPACK takes; it refuses scaled_dot_product_attention;
 - after the last attention only the head's tokens matter, so its queries and what follows are computed for those.
 Folding is done in float64 and stored in float32.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from timm.layers import Attention, LayerScale, Mlp, PatchEmbed
@@ -28,6 +29,28 @@ from torch import Tensor, nn
 PROOF_SNR_DB = 60.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a file format takes best; all forms compute the same."""
+
+    layout: Literal["NHWC", "NCHW"]
+    """of the images"""
+    norm: Literal["mean", "linear", "layer_norm"]
+    """the mean of squares as a reduction or as a linear layer to one channel, or LayerNorm itself"""
+    fused_attention: bool
+    """scaled_dot_product_attention instead of two products"""
+    gather: bool
+    """channels that a branch does not read or write are left out by index; otherwise they are zeros in its weights"""
+
+
+# XNNPACK's partitioner in ExecuTorch takes neither a mean over the last dimension nor index_select. A gather there
+# costs more than the multiplications that it saves: dense 8.1 ms, with gathers 9.6 (four blocks, 144 of 192 channels).
+TFLITE = Form(layout="NHWC", norm="mean", fused_attention=False, gather=True)
+EXECUTORCH = Form(layout="NCHW", norm="linear", fused_attention=False, gather=False)
+# Core ML knows both operations and picks their kernels; a gather may move the model off the Neural Engine.
+COREML = Form(layout="NCHW", norm="layer_norm", fused_attention=True, gather=False)
+
+
 class RootMeanSquareNorm(nn.Module):
     """x * rsqrt(mean(x^2) + eps): LayerNorm without gain and bias, for input of zero mean. (B, N, D) -> (B, N, D)."""
 
@@ -37,6 +60,17 @@ class RootMeanSquareNorm(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         return x_BND * torch.rsqrt((x_BND * x_BND).mean(-1, keepdim=True) + self.eps)
+
+
+class LinearRootMeanSquareNorm(nn.Module):
+    """The same with the mean as a linear layer to one channel, which delegates take; quantisation must leave it out."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.mean_square = _linear(torch.full((1, width), 1 / width), torch.full((1,), eps))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return x_BND * torch.rsqrt(self.mean_square(x_BND * x_BND))
 
 
 class Channels(nn.Module):
@@ -51,17 +85,23 @@ class Channels(nn.Module):
 
 
 class ExportAttention(nn.Module):
-    """Multi-head attention from M query tokens to N tokens as batched matrix products; the scale is already in q."""
+    """Multi-head attention from M query tokens to N tokens; the scale is already in q."""
 
     out: nn.Module
 
-    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int) -> None:
+    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, fused: bool) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.heads = q, k, v, heads
+        self.q, self.k, self.v, self.heads, self.fused = q, k, v, heads, fused
 
     def forward(self, x_BND: Tensor, queries_BMD: Tensor) -> Tensor:
         heads, width = self.heads, self.q.out_features // self.heads
         tokens, queries = x_BND.shape[1], queries_BMD.shape[1]
+        if self.fused:
+            q_BHMK = self.q(queries_BMD).reshape(1, queries, heads, width).transpose(1, 2)
+            k_BHNK = self.k(x_BND).reshape(1, tokens, heads, width).transpose(1, 2)
+            v_BHNK = self.v(x_BND).reshape(1, tokens, heads, width).transpose(1, 2)
+            y_BHMK = nn.functional.scaled_dot_product_attention(q_BHMK, k_BHNK, v_BHNK, scale=1.0)
+            return self.out(y_BHMK.transpose(1, 2).reshape(1, queries, heads * width))
         q_HMK = self.q(queries_BMD).reshape(queries, heads, width).permute(1, 0, 2)
         k_HKN = self.k(x_BND).reshape(tokens, heads, width).permute(1, 2, 0)
         v_HNK = self.v(x_BND).reshape(tokens, heads, width).permute(1, 0, 2)
@@ -84,21 +124,24 @@ class ExportBlock(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         if self.attn is not None:
             y = queries = self.norm(x_BND)
-            if self.keep_tokens is not None:
+            # a slice that takes everything is an alias, which delegates refuse
+            if self.keep_tokens is not None and self.keep_tokens < x_BND.shape[1]:
                 x_BND, queries = x_BND[:, : self.keep_tokens], y[:, : self.keep_tokens]
             x_BND = x_BND + self.attn(y, queries)
         return x_BND if self.mlp is None else x_BND + self.mlp(x_BND)
 
 
 class ExportViT(nn.Module):
-    """float32 RGB 0..255 (1, height, width, 3) -> logits (1, C).
+    """float32 RGB 0..255 -> logits (1, C).
 
     image_size: (height, width) in pixels, of the images it takes
+    layout:     NHWC: (1, height, width, 3), or NCHW: (1, 3, height, width)
     """
 
     def __init__(
         self,
         image_size: tuple[int, int],
+        layout: str,
         patches: nn.Conv2d,
         prefix: Tensor,
         positions: Tensor,
@@ -107,19 +150,25 @@ class ExportViT(nn.Module):
         head: nn.Linear,
     ) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.layout = image_size, layout
         self.patches, self.blocks, self.norm, self.head = patches, nn.ModuleList(blocks), norm, head
         self.prefix, self.positions = nn.Buffer(prefix), nn.Buffer(positions)
 
-    def forward(self, images_BHWC: Tensor) -> Tensor:
-        x = self.patches(images_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def example(self) -> Tensor:
+        """An image of zeros, of the shape that forward takes."""
+        height, width = self.image_size
+        return torch.zeros(1, height, width, 3) if self.layout == "NHWC" else torch.zeros(1, 3, height, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images_BCHW = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
+        x = self.patches(images_BCHW).permute(0, 2, 3, 1)
         x = torch.cat([self.prefix, x.reshape(self.positions.shape) + self.positions], 1)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).reshape(1, -1))
 
 
-def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> ExportViT:
+def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float], form: Form = TFLITE) -> ExportViT:
     """The export form of `model`, on the CPU, in float32; `model` is left as it was.
 
     model: VisionTransformer or VisionTransformerDistilled of timm, float32, eval mode. Per block, heads, head width
@@ -127,6 +176,7 @@ def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Ex
            may be Sequential(norm, m), m.index selecting the channels that enter the branch; ls1 / ls2 may be
            Sequential(scale, m), m.index naming the channels that the branch writes
     mean, std: per channel, for pixels in 0..1, as in timm's data configuration
+    form:  what the format that it is for takes best
     Raises ValueError naming the part that has no exact export form.
     Source of the zero-mean stream: arXiv 2305.14858.
     """
@@ -137,11 +187,12 @@ def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Ex
     patches, prefix, positions = _embedding(vit, mean, std)
     exported = ExportViT(
         vit.patch_embed.img_size,
+        form.layout,
         patches,
         prefix,
         positions,
-        [_block(b, f"blocks.{i}", vit.embed_dim, tokens if i == last else None) for i, b in enumerate(blocks)],
-        _norm(vit.norm, "norm")[0],
+        [_block(b, f"blocks.{i}", vit.embed_dim, tokens if i == last else None, form) for i, b in enumerate(blocks)],
+        _norm(vit.norm, "norm", form).module,
         _classifier(vit),
     )
     exported = exported.eval().requires_grad_(False)
@@ -196,61 +247,92 @@ def _embedding(vit: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[n
     return patches, leading, positions
 
 
-def _block(block: Any, name: str, width: int, keep_tokens: int | None) -> ExportBlock:
+def _block(block: Any, name: str, width: int, keep_tokens: int | None, form: Form) -> ExportBlock:
     if not isinstance(block, Block):
         raise ValueError(f"{name} is a {type(block).__name__}; only timm's pre-norm Block has an exact export form")
     norm: nn.Module = nn.Identity()
     attn: ExportAttention | None = None
     mlp: nn.Module | None = None
     if not _removed(block.attn):
-        norm, gain, offset = _norm(block.norm1, f"{name}.norm1")
-        attn = _attention(block.attn, f"{name}.attn", gain, offset)
-        attn.out = _writer(block.attn.proj, block.ls1, f"{name}.ls1", width)
+        reader = _norm(block.norm1, f"{name}.norm1", form)
+        norm, attn = reader.module, _attention(block.attn, f"{name}.attn", reader, form)
+        attn.out = _writer(block.attn.proj, block.ls1, f"{name}.ls1", width, form)
     if not _removed(block.mlp):
         body = block.mlp
         if not (isinstance(body, Mlp) and isinstance(body.fc1, nn.Linear) and isinstance(body.norm, nn.Identity)):
             raise ValueError(f"{name}.mlp has no exact export form: only timm's Mlp without a norm of its own")
-        norm2, gain, offset = _norm(block.norm2, f"{name}.norm2")
-        weight, bias = _parameters(body.fc1)
-        fc1 = _linear(weight * gain, bias + weight @ offset)
-        mlp = nn.Sequential(norm2, fc1, body.act, _writer(body.fc2, block.ls2, f"{name}.ls2", width))
+        reader = _norm(block.norm2, f"{name}.norm2", form)
+        fc1 = _linear(*reader.fold(*_parameters(body.fc1)))
+        mlp = nn.Sequential(reader.module, fc1, body.act, _writer(body.fc2, block.ls2, f"{name}.ls2", width, form))
     return ExportBlock(norm, attn, mlp, keep_tokens)
 
 
-def _attention(attn: Any, name: str, gain: Tensor, offset: Tensor) -> ExportAttention:
-    """Attention up to its output layer. gain, offset: the preceding norm's, (D,) or as many as it selects."""
+def _attention(attn: Any, name: str, reader: "_Reader", form: Form) -> ExportAttention:
+    """Attention up to its output layer."""
     plain = isinstance(attn, Attention) and attn.gate is None
     if not plain or not all(isinstance(norm, nn.Identity) for norm in (attn.q_norm, attn.k_norm, attn.norm)):
         raise ValueError(f"{name} has no exact export form: only timm's Attention without norms or gates of its own")
     if attn.fused_attn and not math.isclose(attn.scale, attn.head_dim**-0.5, rel_tol=1e-6):
         raise ValueError(f"{name}.scale is {attn.scale}, but fused attention ignores it and uses {attn.head_dim}**-0.5")
     weight, bias = _parameters(attn.qkv)
+    weight, bias = reader.fold(weight, bias)
     q, k, v = (
-        _linear(w * gain * scale, (b + w @ offset) * scale)
+        _linear(w * scale, b * scale)
         for w, b, scale in zip(weight.chunk(3), bias.chunk(3), (attn.scale, 1.0, 1.0), strict=True)
     )
-    return ExportAttention(q, k, v, attn.num_heads)
+    return ExportAttention(q, k, v, attn.num_heads, form.fused_attention)
 
 
-def _norm(module: nn.Module, name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The norm without its affine part, then the selection if there is one; gain and bias of what it lets through."""
+@dataclass(frozen=True)
+class _Reader:
+    """How a branch reads the residual stream."""
+
+    module: nn.Module
+    """the norm without its affine part, then the selection if there is one"""
+    gain: Tensor
+    offset: Tensor
+    """of the norm, for the channels that it lets through"""
+    width: int
+    """channels of the stream"""
+    spread: Tensor | None
+    """without a gather: the channels of the stream that the branch's weights are for"""
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the linear layer that reads the module's output instead of the norm's."""
+        bias, weight = bias + weight @ self.offset, weight * self.gain
+        if self.spread is None:
+            return weight, bias
+        return weight.new_zeros(len(weight), self.width).index_copy(1, self.spread, weight), bias
+
+
+def _norm(module: nn.Module, name: str, form: Form) -> _Reader:
+    """The norm that a branch begins with, and what the branch's first linear layer has to take over from it."""
     norm, select = _two_parts(module)
     if not isinstance(norm, nn.LayerNorm):
         raise ValueError(f"{name} has no exact export form: it is a {type(module).__name__}, only LayerNorm is known")
     gain = torch.ones(norm.normalized_shape).double() if norm.weight is None else _double(norm.weight)
     offset = torch.zeros_like(gain) if norm.bias is None else _double(norm.bias)
-    plain = RootMeanSquareNorm(norm.eps)
+    width = len(gain)
+    plain: nn.Module
+    if form.norm == "mean":
+        plain = RootMeanSquareNorm(norm.eps)
+    elif form.norm == "linear":
+        plain = LinearRootMeanSquareNorm(width, norm.eps)
+    else:
+        plain = nn.LayerNorm(width, norm.eps, elementwise_affine=False)
     if select is None:
-        return plain, gain, offset
+        return _Reader(plain, gain, offset, width, None)
     index = _index(select, name)
-    return nn.Sequential(plain, Channels(index)), gain[index], offset[index]
+    if form.gather:
+        return _Reader(nn.Sequential(plain, Channels(index)), gain[index], offset[index], width, None)
+    return _Reader(plain, gain[index], offset[index], width, index)
 
 
-def _writer(linear: Any, scaling: Any, name: str, width: int) -> nn.Module:
+def _writer(linear: Any, scaling: Any, name: str, width: int, form: Form) -> nn.Module:
     """What writes a branch's result to the residual stream: LayerScale folded in, zero mean over the stream's width.
 
-    Centring would make a scattered output dense. Instead the linear layer gets one row more, minus the mean that the
-    kept rows give to the whole stream; each channel that the branch doesn't write reads that row.
+    Centring would make a scattered output dense. With a gather the linear layer instead gets one row more, minus the
+    mean that the kept rows give to the whole stream; each channel that the branch doesn't write reads that row.
     """
     weight, bias = _parameters(linear)
     scale, scatter = _two_parts(scaling)
@@ -265,10 +347,9 @@ def _writer(linear: Any, scaling: Any, name: str, width: int) -> nn.Module:
     index = _index(scatter, name)
     rows = torch.full((width,), len(index))
     rows[index] = torch.arange(len(index))
-    return nn.Sequential(
-        _linear(torch.cat([weight - mean_weight, -mean_weight]), torch.cat([bias - mean_bias, -mean_bias])),
-        Channels(rows),
-    )
+    weight = torch.cat([weight - mean_weight, -mean_weight])
+    bias = torch.cat([bias - mean_bias, -mean_bias])
+    return nn.Sequential(_linear(weight, bias), Channels(rows)) if form.gather else _linear(weight[rows], bias[rows])
 
 
 def _two_parts(module: Any) -> tuple[nn.Module, Any]:
@@ -289,11 +370,10 @@ def _heads(vit: Any) -> list[nn.Module]:
 
 def _classifier(vit: Any) -> nn.Linear:
     """Final norm's affine part and the average of the heads, on the head tokens side by side: (1, 2 x D) -> (1, C)."""
-    _, gain, offset = _norm(vit.norm, "norm")
-    heads = [_parameters(head) for head in _heads(vit)]
-    weights = [weight * gain / len(heads) for weight, _ in heads]
-    biases = [(bias + weight @ offset) / len(heads) for weight, bias in heads]
-    return _linear(torch.cat(weights, 1), torch.stack(biases).sum(0))
+    reader = _norm(vit.norm, "norm", TFLITE)
+    heads = [reader.fold(*_parameters(head)) for head in _heads(vit)]
+    weights = [weight / len(heads) for weight, _ in heads]
+    return _linear(torch.cat(weights, 1), torch.stack([bias for _, bias in heads]).mean(0))
 
 
 def _prove(vit: Any, exported: ExportViT, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -306,7 +386,7 @@ def _prove(vit: Any, exported: ExportViT, mean: Sequence[float], std: Sequence[f
     normalised = (image / 255 - torch.tensor(mean)) / torch.tensor(std)
     with torch.no_grad():
         want = vit(normalised.permute(0, 3, 1, 2).to(vit.cls_token)).cpu().double()
-        error = exported(image).double() - want
+        error = exported(image if exported.layout == "NHWC" else image.permute(0, 3, 1, 2)).double() - want
     snr_db = 10 * math.log10(float(want.square().sum()) / max(float(error.square().sum()), 1e-300))
     if not snr_db >= PROOF_SNR_DB:
         raise ValueError(

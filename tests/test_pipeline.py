@@ -21,6 +21,7 @@ from pipeline.context import Context
 from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.runs import Run
 from targets import TARGETS, tflite
+from targets.artifact import RuntimeUnavailable
 
 ROOT = Path(__file__).parent.parent
 
@@ -202,7 +203,7 @@ def test_a_missing_runtime_is_not_measured_and_never_pass(run_copy, monkeypatch)
     """The verdict of an earlier validation does not outlive it."""
 
     def missing(*_, **__):
-        raise tflite.RuntimeUnavailable("no TFLite interpreter: pip install ai-edge-litert")
+        raise RuntimeUnavailable("no TFLite interpreter: pip install ai-edge-litert")
 
     monkeypatch.setattr(tflite, "load", missing)
     (run_copy / "artifacts" / "host" / "latency.json").unlink()

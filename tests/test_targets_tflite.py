@@ -15,7 +15,8 @@ from test_targets_graph import MEAN, STD, WIDTH, Scatter, Select, randomise, vit
 from timm.layers import Attention, Mlp
 from torch import nn
 
-from targets import tflite
+from targets import artifact, tflite
+from targets.artifact import ExportInfo, RuntimeUnavailable, without_noise
 from targets.devices import DeviceRun, local
 from targets.validate import parity
 
@@ -39,10 +40,10 @@ def pruned() -> Any:
 
 
 @pytest.fixture(scope="module")
-def artifacts(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tflite.ExportInfo]:
+def artifacts(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportInfo]:
     folder = tmp_path_factory.mktemp("artifacts") / "made" / "by export"
     return {
-        name: tflite.export(model, image_size=24, mean=MEAN, std=STD, path=folder / f"{name}.tflite")
+        name: tflite.export(model, mean=MEAN, std=STD, path=folder / f"{name}.tflite")
         for name, model in (("dense", dense), ("pruned", pruned))
     }
 
@@ -60,7 +61,7 @@ def photos(count: int) -> np.ndarray:
 def test_the_runtime_computes_what_torch_computes(artifacts: Any, dense: Any, pruned: Any) -> None:
     for name, model in (("dense", dense), ("pruned", pruned)):
         predict = tflite.load(artifacts[name].path, 1)
-        found = np.concatenate([predict(image.astype(np.float32)) for image in photos(8)])
+        found = np.concatenate([predict(image) for image in photos(8)])
         want = torch_logits(model, photos(8)[:, 0])
         signal, error = np.square(want).sum(), np.square(want - found).sum()
         assert 10 * np.log10(signal / error) >= 100
@@ -81,24 +82,27 @@ def test_export_says_what_it_wrote(artifacts: Any) -> None:
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path, dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")
-    monkeypatch.setattr(tflite, "_convert", lambda graph, example: b"new")
+
+    class Here:
+        """The converter's process, in this one."""
+
+        def submit(self, function: Any, *arguments: Any) -> Any:
+            arguments[1].write_bytes(b"new")
+            return type("Done", (), {"result": lambda _: (None, (), 1.0)})()
+
+    monkeypatch.setattr(artifact, "_process", lambda module: Here())
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tflite.os, "fsync", full)
+        patch.setattr(artifact.os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            tflite.export(dense, image_size=24, mean=MEAN, std=STD, path=path)
+            tflite.export(dense, mean=MEAN, std=STD, path=path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    tflite.export(dense, image_size=24, mean=MEAN, std=STD, path=path)
+    tflite.export(dense, mean=MEAN, std=STD, path=path)
     assert path.read_bytes() == b"new"
-
-
-def test_another_image_size_is_refused(dense: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"32.*24x24"):
-        tflite.export(dense, image_size=32, mean=MEAN, std=STD, path=tmp_path / "model.tflite")
 
 
 @pytest.mark.parametrize(
@@ -127,16 +131,16 @@ def test_missing_runtime_and_converter_say_so(
     artifacts: Any, dense: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, "ai_edge_litert", "tflite_runtime", "litert_torch")
-    with pytest.raises(tflite.RuntimeUnavailable, match="ai-edge-litert"):
+    with pytest.raises(RuntimeUnavailable, match="ai-edge-litert"):
         tflite.load(artifacts["dense"].path, 1)
-    with pytest.raises(tflite.RuntimeUnavailable, match="litert-torch"):
-        tflite.export(dense, image_size=24, mean=MEAN, std=STD, path=tmp_path / "model.tflite")
+    with pytest.raises(RuntimeUnavailable, match="litert-torch"):
+        tflite.export(dense, mean=MEAN, std=STD, path=tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 
 
 def test_only_known_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
-        with tflite._without_noise():
+        with without_noise(tflite.NOISE):
             os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: out of cheese\n")
             raise KeyError
 

@@ -49,20 +49,19 @@ def run(
     progress:  wraps the images, for a progress bar
     Raises ValueError without artifacts or images or for a damaged file, RuntimeUnavailable without an interpreter.
     """
-    predicts = {name: tflite.load(path, threads) for name, path in artifacts.items()}
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in predicts}
+    programs = {name: tflite.load(path, threads) for name, path in artifacts.items()}
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in programs}
     own_labels: list[int] = []
     first: np.ndarray | None = None
     for image, label in progress(images):
-        pixels = image.astype(np.float32)
-        first = pixels if first is None else first
+        first = image if first is None else first
         own_labels.append(int(label))
-        for name, predict in predicts.items():
-            logits[name].append(predict(pixels)[0])
-    if first is None or not predicts:
+        for name, program in programs.items():
+            logits[name].append(program(image)[0])
+    if first is None or not programs:
         raise ValueError("nothing to run: at least one artifact and one image are needed")
     latency = measure(
-        {name: partial(predict, first) for name, predict in predicts.items()},
+        {name: partial(program.run, program.prepare(first)) for name, program in programs.items()},
         seconds=seconds,
         min_samples=min_samples,
         warmup=warmup,
