@@ -80,6 +80,9 @@ ModelOption = Annotated[
     ),
 ]
 RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
+BudgetOption = Annotated[
+    Path | None, typer.Option(help="TOML file in place of targets/budgets/TARGET.toml.", show_default=False)
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -97,7 +100,7 @@ def demo(
     config = dataclasses.replace(presets.digits(0.75), seed=seed)
     folder = _folder(run or "demo")
     _train(folder, config)
-    code = _deploy(folder, "host")
+    code = _deploy(folder, "host", quick=True)
     if out:
         write_results(out, "make demo", [read_json(folder / "report.json")])
     raise typer.Exit(code)
@@ -164,7 +167,7 @@ def prune(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
-    target: Annotated[str, typer.Option(help="The device whose rule for layer widths is kept: host.")] = "host",
+    target: Annotated[str, typer.Option(help="The device whose rule for layer widths is kept.")] = "host",
     seed: SeedOption = 0,
     run: RunOption = None,
 ) -> None:
@@ -202,13 +205,21 @@ def prune(
 
 @app.command(epilog=EXIT_CODES)
 def deploy(
-    target: Annotated[str, typer.Option(help="host.")] = "host",
+    target: Annotated[str, typer.Option(help="host, ios, android, rpi4, rpi5 or web.")] = "host",
     run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
+    budget: BudgetOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure latency for 10 seconds instead of 60.")] = False,
+    require: Annotated[
+        str | None, typer.Option(help="all: a limit that could not be measured counts as missed (exit code 1).")
+    ] = None,
 ) -> None:
     """Export the small model for TARGET, prove accuracy and latency there, write the report."""
     from pipeline.runs import latest
 
-    raise typer.Exit(_deploy(_folder(run) if run else latest(RUNS), target))
+    if require not in (None, "all"):
+        raise ValueError(f"--require takes all, not {require}")
+    folder = _folder(run) if run else latest(RUNS)
+    raise typer.Exit(_deploy(folder, target, budget=budget, quick=quick, require_all=require == "all"))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -216,6 +227,7 @@ def stage(
     name: Annotated[str, typer.Argument(help="prepare, dense, prune, compact, finetune, export, validate or report.")],
     run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
     target: Annotated[str, typer.Option(help="For export, validate and report.")] = "host",
+    budget: BudgetOption = None,
 ) -> None:
     """Run one stage of an existing run alone; the stages before it must have finished."""
     from pipeline import stages
@@ -225,7 +237,7 @@ def stage(
         if name in stages.TRAINING:
             stages.run_training(context, only=name)
         elif name in (*stages.DEPLOYING, "report"):
-            stages.run_deploying(context, target, only=name)
+            stages.run_deploying(context, target, only=name, budget=budget)
         else:
             known = ", ".join([*stages.TRAINING, *stages.DEPLOYING, "report"])
             raise ValueError(f"stage {name} is unknown. Known: {known}")
@@ -429,14 +441,20 @@ def _train(folder: Path, config) -> None:
         stages.report(context)
 
 
-def _deploy(folder: Path, target: str) -> int:
+def _deploy(
+    folder: Path, target: str, *, budget: Path | None = None, quick: bool = False, require_all: bool = False
+) -> int:
     from pipeline import report, stages
     from pipeline.files import read_json
+    from targets.latency import FULL, QUICK
 
     with _context(folder) as context:
-        verdict = stages.run_deploying(context, target)
+        verdict = stages.run_deploying(context, target, budget=budget, protocol=QUICK if quick else FULL)
     output.print(report.summary_table(read_json(folder / "report.json")))
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    if require_all and verdict == "not_measured":
+        _say("not everything could be measured, and --require all makes that a failure")
+        return BUDGET_MISSED
     return {"pass": DONE, "fail": BUDGET_MISSED, "not_measured": ENVIRONMENT}[verdict]
 
 

@@ -6,19 +6,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
 from pipeline import data, files, loader, models
 from pipeline.config import OWN
-from pipeline.data import Dataset, View
+from pipeline.data import Dataset, Split, View
 from pipeline.evaluate import make_accelerator, model_top1, predictor, top1_percent
 from pipeline.loader import Batches, Evaluation, eval_loader, normalise, train_loader
 from pipeline.runs import Run
 from pipeline.train import Progress, TrainConfig, train
 from targets import Target
+
+Results = dict[str, Any]
+Written = tuple[list[Path], Results]
+"""what a stage returns: the files it wrote, and its results"""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,14 @@ class Context:
         with contextlib.closing(self.train_batches(config).starting_at(0)) as batches:
             for images, targets in itertools.islice(batches, count):
                 yield normalise(images.to(device), self.view.mean, self.view.std), targets.to(device)
+
+    def calibration_images(self, count: int) -> np.ndarray:
+        """(count or all, H, W, 3) uint8: training images spread evenly, as evaluation sees them."""
+        split = self.dataset.train
+        rows = np.unique(np.linspace(0, len(split.labels) - 1, count).astype(np.int64))
+        chosen = Split(images=split.images.chosen(rows), labels=split.labels[rows])
+        batches = eval_loader(chosen, self.view, 256, 0)
+        return torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1).contiguous().numpy()
 
     def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Method | None = None) -> None:
         """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch."""

@@ -29,13 +29,17 @@ VERDICTS = {  # sign, words, rich style: a verdict is never told by colour alone
     "not_measured": ("–", NOT_MEASURED, "yellow"),
 }
 CHECKS = {  # a budget's key: how it is called, unit and the factor that leads to it
+    "golden": ("largest golden logit error", "", 1),
     "top1_min": ("top-1", "%", 100),
+    "top1_share_min": ("top-1 kept by the export", "%", 100),
     "top1_drop_max_points": ("top-1 lost against dense", "points", 1),
     "latency_p50_ms_max": ("latency p50", "ms", 1),
     "latency_p90_ms_max": ("latency p90", "ms", 1),
     "latency_ratio_max": ("latency p50 against dense", "×", 1),
     "size_mb_max": ("size", "B", 1e6),
+    "memory_mb_max": ("peak memory", "B", 1e6),
     "parity_psnr_db_min": ("parity PSNR", "dB", 1),
+    "parity_psnr_db_min_reduced": ("parity PSNR", "dB", 1),
     "top1_agreement_min": ("same top-1 as the model", "%", 100),
 }
 CHECK_WORDS = {"pass": "met", "fail": "missed", "not_measured": NOT_MEASURED}
@@ -83,6 +87,8 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
         models=compare_models(report),
         headline=headline,
         artifact=compare_artifacts(report, headline) if headline else [],
+        judged=_judged(report),
+        runtimes=sorted({(a["format"], a["runtime"]) for a in report["artifacts"] if a["runtime"]}),
         pruned=_pruned(report),
         drawn=drawn,
         missing=missing,
@@ -97,20 +103,22 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
 
 
 def summary_table(report: Report) -> Table:
-    """The closing table of a run: dense beside pruned, then every check of the budget and the verdict."""
+    """The closing table of a run: dense beside what is shipped, then every check of the budget and the verdict."""
     table = Table(title=Text(f"{report['run']}: {report['model']} on {report['dataset']}"), box=box.ROUNDED)
     table.add_column("")
     for heading in ("dense", "pruned", "change"):
         table.add_column(heading, justify="right")
     groups: list[tuple[str, list[Comparison]]] = [("", compare_models(report))]
-    groups += [(_label(artifact), compare_artifacts(report, artifact)) for artifact in _pruned(report)]
+    groups += [(_label(artifact), compare_artifacts(report, artifact)) for artifact in _judged(report)]
     for label, rows in groups:
         if label:
             table.add_row(Text(label, style="bold"))
         for row in rows:
             table.add_row(row.name, row.dense, row.pruned, row.change)
         table.add_section()
-    for artifact in _pruned(report):
+    for artifact in _judged(report):
+        if artifact["reason"]:
+            table.add_row(Text(_label(artifact), style="bold"), "", "", Text(artifact["reason"], style="italic"))
         if artifact["checks"]:
             table.add_row(*(Text(cell, style="bold") for cell in (f"budget, {_label(artifact)}", "limit", "measured")))
         for check in artifact["checks"]:
@@ -125,8 +133,8 @@ def summary_table(report: Report) -> Table:
 
 
 def overall_verdict(report: Report) -> str:
-    """The worst verdict of the pruned artifacts: fail, else not_measured (also if there is none), else pass."""
-    verdicts = {artifact["verdict"] for artifact in _pruned(report)}
+    """The worst verdict of the formats: fail, else not_measured (also if there is none), else pass."""
+    verdicts = {artifact["verdict"] for artifact in _judged(report)}
     if "fail" in verdicts:
         return "fail"
     return "pass" if verdicts == {"pass"} else "not_measured"
@@ -142,15 +150,15 @@ def compare_models(report: Report) -> list[Comparison]:
 
 
 def compare_artifacts(report: Report, artifact: Report) -> list[Comparison]:
-    """A pruned artifact beside the dense one of the same target, format and, if there is one, precision."""
+    """A pruned artifact beside the dense one of the same target and format, timed with it."""
     same = ("target", "format")
     found = [a for a in report["artifacts"] if a["role"] == "dense" and all(a[key] == artifact[key] for key in same)]
-    dense: Report = min(found, key=lambda a: a["precision"] != artifact["precision"], default={})
+    dense: Report = found[0] if found else {}
     rows = [
         _compare("top-1 in its runtime", dense.get("top1"), artifact["top1"], "%"),
         _compare("size", dense.get("size_bytes"), artifact["size_bytes"], "B"),
     ]
-    times, times_dense = artifact["latency_ms"] or {}, dense.get("latency_ms") or {}
+    times, times_dense = artifact["latency_ms"] or {}, artifact["latency_dense_ms"] or {}
     for key in ("p50", "p90"):
         row = _compare(f"latency {key}", times_dense.get(key), times.get(key), "ms")
         noisy, noisy_dense = (" (noisy)" if of.get("valid") is False else "" for of in (times, times_dense))
@@ -181,7 +189,7 @@ def describe_check(check: Report) -> tuple[str, str, str]:
     """Name, limit and value of a budget's check, ready to show: ("latency p50", "≤ 50 ms", "1.38 ms")."""
     name, unit, factor = CHECKS.get(check["name"], (check["name"].replace("_", " "), "", 1))
     limit, value = (None if check[key] is None else check[key] * factor for key in ("limit", "value"))
-    return name, f"{'≥' if check['name'].endswith('_min') else '≤'} {show(limit, unit)}", show(value, unit)
+    return name, f"{'≥' if '_min' in check['name'] else '≤'} {show(limit, unit)}", show(value, unit)
 
 
 def _compare(name: str, dense: float | None, pruned: float | None, unit: str = "") -> Comparison:
@@ -205,13 +213,23 @@ def _pruned(report: Report) -> list[Report]:
     return [artifact for artifact in report["artifacts"] if artifact["role"] == "pruned"]
 
 
+def _judged(report: Report) -> list[Report]:
+    """One pruned artifact per target and format, which speaks for it: the one shipped, else the last one tried."""
+    chosen: dict[tuple[str, str], Report] = {}
+    for artifact in _pruned(report):
+        key = artifact["target"], artifact["format"]
+        if key not in chosen or not chosen[key]["shipped"]:
+            chosen[key] = artifact
+    return list(chosen.values())
+
+
 def _label(artifact: Report) -> str:
     return f"{artifact['target']}, {artifact['format']} {artifact['precision']}"
 
 
 def _headline(report: Report) -> Report | None:
     """The pruned artifact that the summary speaks of: the first with a latency, else the first."""
-    pruned = _pruned(report)
+    pruned = _judged(report)
     return next((artifact for artifact in pruned if artifact["latency_ms"]), pruned[0] if pruned else None)
 
 

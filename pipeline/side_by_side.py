@@ -10,7 +10,7 @@ from timm.models import VisionTransformer
 
 from pipeline.data import View
 from targets import TARGETS, tflite
-from targets.latency import LatencyResult, measure
+from targets.latency import LatencyResult, Protocol, measure
 
 SECONDS, SAMPLES, WARMUP = 5.0, 100, 10
 
@@ -35,4 +35,5 @@ def latencies(
         image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
         calls = {name: partial(program.run, program.prepare(image)) for name, program in programs.items()}
         say(f"  timing {len(calls)} models side by side")
-        return measure(calls, seconds=SECONDS * len(calls), min_samples=SAMPLES, warmup=WARMUP)
+        protocol = Protocol(name="", seconds=SECONDS * len(calls), min_samples=SAMPLES, warmup=WARMUP, cooldown_s=0.0)
+        return measure(calls, protocol)

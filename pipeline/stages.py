@@ -5,41 +5,32 @@ export, validate, report                    once per run and target
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import set_seed
-from PIL import Image
 from timm.models import VisionTransformer
 
 from dap import Method, count_macs, count_params, load_compact
 from pipeline import augment, files, models
 from pipeline.config import OWN
-from pipeline.context import Context, save_model
+from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import View
+from pipeline.deploying import export, validate
 from pipeline.errors import EnvironmentLacks
 from pipeline.evaluate import make_accelerator, predictor
 from pipeline.methods import build
 from pipeline.report import overall_verdict, write_report
+from pipeline.results import versions
 from pipeline.summary import summarise
-from targets import TARGETS, Target, manifest, tflite
+from targets import TARGETS
 from targets.artifact import RuntimeUnavailable
-from targets.devices import local
 from targets.graph import rewrite
-from targets.manifest import Golden, InputSpec, Manifest
-from targets.validate import Measurements, judge, load_budget, overall, parity
-
-LATENCY_SECONDS, LATENCY_SAMPLES, LATENCY_WARMUP = 5.0, 100, 10
-GOLDEN_IMAGES = 8
-
-Results = dict[str, Any]
-Written = tuple[list[Path], Results]
-"""what a stage returns: the files it wrote, and its results"""
+from targets.latency import FULL, Protocol
 
 
 def prepare(context: Context) -> Written:
@@ -116,92 +107,14 @@ def finetune(context: Context) -> Written:
     return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
 
 
-def export(context: Context, target: Target) -> Written:
-    """The artifacts: the small model, and the dense one that it is measured against."""
-    folder, view = context.artifacts(target), context.view
-    roles = {"pruned": load_compact(context.model_folder), "dense": context.dense_model()}
-    described, results = [], {}
-    for role, model in roles.items():
-        for precision in target.precisions:
-            path = folder / f"{role}-{precision}.tflite"
-            context.say(f"  {path.name}")
-            info = tflite.export(model.eval(), mean=view.mean, std=view.std, path=path)
-            described.append(manifest.describe_file(path, folder, format=target.format, precision=precision, role=role))
-            results[path.name] = {"role": role, "precision": precision, "size_bytes": info.size_bytes,
-                                  "sha256": info.sha256, "seconds": info.seconds}  # fmt: skip
-    golden = _golden(context, folder, roles["pruned"])
-    spec = InputSpec(
-        shape=(1, view.size, view.size, 3),
-        dtype="float32",
-        layout="NHWC",
-        range=(0.0, 255.0),
-        resize=augment.resize_rule(view),
-    )
-    written = manifest.write(
-        Manifest(
-            model=context.run.config.model,
-            dataset=context.run.config.dataset,
-            target=target.name,
-            labels=context.dataset.classes,
-            input=spec,
-            files=tuple(described),
-            golden=tuple(golden),
-        ),
-        folder,
-    )
-    names = [*(entry.file for entry in described), *(entry.file for entry in golden)]
-    return [*(folder / name for name in names), written], results
-
-
-def validate(context: Context, target: Target) -> Written:
-    """Parity, accuracy and latency through the artifact's own runtime; the verdict against the target's budget."""
-    folder, budget = context.artifacts(target), load_budget(target.budget)
-    entries = {entry.file: entry for entry in manifest.read(folder).files}
-    measured = local.run(
-        {name: folder / name for name in entries},
-        _one_by_one(context.val_batches),
-        threads=target.threads,
-        seconds=LATENCY_SECONDS,
-        min_samples=LATENCY_SAMPLES,
-        warmup=LATENCY_WARMUP,
-        progress=partial(_counted, context, len(context.dataset.val.labels)),
-    )
-    trained = context.run.config.dense is not None
-    dense_name = next(name for name, entry in entries.items() if entry.role == "dense")
-    originals = {"pruned": load_compact(context.model_folder), "dense": context.dense_model()}
-    reference = {role: _logits(context, model) for role, model in originals.items()}
-    results: Results = {"device": measured.device, "threads": measured.threads, "artifacts": {}}
-    for name, entry in entries.items():
-        measurements = Measurements(
-            top1=measured.top1(name) if entry.role == "pruned" or trained else None,
-            top1_dense=measured.top1(dense_name) if trained else None,
-            latency=measured.latency[name],
-            latency_dense=measured.latency[dense_name],
-            size_bytes=entry.size_bytes,
-            parity=parity(reference[entry.role], measured.logits[name]),
-        )
-        # The dense artifact is what is compared with, not what is shipped: it has no budget to meet.
-        checks = judge(measurements, budget) if entry.role == "pruned" else []
-        results["artifacts"][name] = {
-            "parity": asdict(measurements.parity) if measurements.parity else None,
-            "top1": None if measurements.top1 is None else 100 * measurements.top1,
-            "latency_ms": measured.latency[name].to_json(),
-            "budget": {key: limit for key, limit in asdict(budget).items() if limit is not None},
-            "checks": [asdict(check) for check in checks],
-            "verdict": overall(checks),
-        }
-    samples = folder / "latency.json"
-    files.write_json(samples, {name: list(latency.samples_ms) for name, latency in measured.latency.items()})
-    return [samples], results
-
-
 def report(context: Context) -> str:
     """report.json, report.html and figures from what all stages left. Returns the verdict of all artifacts."""
     contents = summarise(context.run)
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
         if context.run.results(f"validate {name}"):
-            samples |= files.read_json(context.artifacts(target) / "latency.json")
+            found = files.read_json(context.artifacts(target) / "latency.json")
+            samples |= {f"{name}, {label}": values for label, values in found.items()}
     write_report(context.run.folder, contents, context.run.log.read(), samples)
     return overall_verdict(contents)
 
@@ -213,7 +126,7 @@ TRAINING: dict[str, Callable[[Context], Written]] = {
     "compact": compact,
     "finetune": finetune,
 }
-DEPLOYING: dict[str, Callable[[Context, Target], Written]] = {"export": export, "validate": validate}
+DEPLOYING = ("export", "validate")
 
 
 def training_stages(method: str) -> tuple[str, ...]:
@@ -241,32 +154,50 @@ def run_training(context: Context, only: str | None = None) -> None:
         before = {**before, **context.run.files(name)}
 
 
-def run_deploying(context: Context, name: str, only: str | None = None) -> str:
+def run_deploying(
+    context: Context,
+    name: str,
+    only: str | None = None,
+    *,
+    budget: Path | None = None,
+    protocol: Protocol = FULL,
+) -> str:
     """Export for the target called `name`, validate, report; or only one of them. Returns the verdict.
 
-    Raises ValueError for an unknown target, or if the run has no small model yet; EnvironmentLacks if the converter or
-    the runtime is missing here, with a report in which nothing of it is measured.
+    budget: a file in place of the target's own;  protocol: how long latency is measured
+    Raises ValueError for an unknown target, a budget that cannot be read, or if the run has no small model yet;
+    EnvironmentLacks if nothing can be exported here, with a report in which nothing of it is measured.
     """
     if name not in TARGETS:
         raise ValueError(f"TARGET={name} is unknown. Known: {', '.join(TARGETS)}")
     target, run = TARGETS[name], context.run
-    load_budget(target.budget)  # a budget that cannot be read should not cost an export first
+    budgets = target.budget(budget)  # one that cannot be read should not cost an export first
     if "top1" not in run.results("finetune"):
         hint = "METHOD=dense makes none" if run.config.method == "dense" else "Finish `make prune` first"
         raise ValueError(f"{run.folder} has no small model. {hint}")
-    before = {stage: run.files(stage) for stage in TRAINING}
-    inputs: dict[str, Any] = {"files": before, "data": context.dataset.fingerprint, "target": target.name}
-    for stage, function in DEPLOYING.items():
+    stages: dict[str, Callable[[], Written]] = {
+        "export": partial(export, context, target, budgets),
+        "validate": partial(validate, context, target, budgets, protocol),
+    }
+    inputs: dict[str, Any] = {
+        "files": {stage: run.files(stage) for stage in TRAINING},
+        "data": context.dataset.fingerprint,
+        "target": target.name,
+        "precisions": {format: entry.precisions for format, entry in budgets.items()},
+        "tools": versions(),  # what is installed later can make or measure what could not be before
+    }
+    for stage, function in stages.items():
         record = f"{stage} {name}"
         if only in (None, stage):
             try:
-                _run(context, record, inputs, partial(function, context, target))
+                _run(context, record, inputs, function)
             except RuntimeUnavailable as error:
                 report(context)
                 raise EnvironmentLacks(str(error)) from error
         elif only == "validate" and not run.finished(record, inputs):
             raise ValueError(f"stage validate needs stage {stage}, which has not finished. Run that first")
-        inputs = {**inputs, "files": run.files(record), "budget": files.digest(target.budget)}
+        limits = {format: entry.limits.stated() for format, entry in budgets.items()}
+        inputs = {**inputs, "files": run.files(record), "budget": limits, "protocol": asdict(protocol)}
     return report(context) if only in (None, "report") else "not_measured"
 
 
@@ -305,35 +236,3 @@ def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple
 
 def _size(model: VisionTransformer, suffix: str = "") -> Results:
     return {f"params{suffix}": count_params(model), f"macs{suffix}": count_macs(model)}
-
-
-def _golden(context: Context, folder: Path, model: VisionTransformer) -> list[Golden]:
-    """A few validation images, cut to size, with the logits that every runtime must give for them."""
-    images, _ = next(iter(context.val_batches))
-    chosen = images[:: max(1, len(images) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
-    logits = predictor(model, context.view)(chosen)
-    golden = []
-    for number, (image, row) in enumerate(zip(chosen, logits, strict=True)):
-        path = folder / "golden" / f"{number}.png"
-        with files.atomic(path) as temporary:
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, "PNG")
-        golden.append(Golden(file=f"golden/{path.name}", sha256=files.digest(path), logits=tuple(row.tolist())))
-    return golden
-
-
-def _logits(context: Context, model: VisionTransformer) -> np.ndarray:
-    """(N, C) of the whole validation split."""
-    predict = predictor(model, context.view)
-    return torch.cat([predict(images) for images, _ in context.val_batches]).numpy()
-
-
-def _one_by_one(batches: Iterable) -> Iterator[tuple[np.ndarray, int]]:
-    for images, labels in batches:
-        for image, label in zip(images, labels, strict=True):
-            yield image[None].permute(0, 2, 3, 1).numpy(), int(label)
-
-
-def _counted(context: Context, total: int, pairs: Iterable[tuple[np.ndarray, int]]) -> Iterator[tuple[np.ndarray, int]]:
-    for done, pair in enumerate(pairs, start=1):
-        yield pair
-        context.progress("validate", done, total, {})

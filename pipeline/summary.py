@@ -49,18 +49,24 @@ def summarise(run: Run) -> dict[str, Any]:
 
 def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
     exported, validated = run.results(f"export {target}"), run.results(f"validate {target}")
+    keys = ("parity", "top1", "latency_ms", "latency_dense_ms", "peak_mb", "runtime", "budget", "reason")
     artifacts = []
     for file, entry in exported.items():
         measured = validated.get("artifacts", {}).get(file, {})
         artifacts.append(
             {
                 "target": target,
-                "format": TARGETS[target].format,
-                **{key: entry[key] for key in ("precision", "role", "size_bytes", "sha256")},
-                "file": f"artifacts/{target}/{file}",
-                **{key: measured.get(key) for key in ("parity", "top1", "latency_ms", "budget")},
+                **{key: entry[key] for key in ("format", "precision", "role")},
+                **{key: entry.get(key) for key in ("size_bytes", "sha256", "delegates", "ops_outside")},
+                "export_seconds": entry.get("seconds"),
+                "export_peak_mb": entry.get("peak_mb"),
+                "file": None if entry["error"] else f"artifacts/{target}/{file}",
+                **{key: measured.get(key) for key in keys},
+                "reason": measured.get("reason") or entry["error"],
                 "device": validated.get("device"),
                 "threads": validated.get("threads"),
+                "protocol": validated.get("protocol"),
+                "shipped": measured.get("shipped", False),
                 "verdict": measured.get("verdict", "not_measured"),
                 "checks": measured.get("checks", []),
             }

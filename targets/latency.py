@@ -1,22 +1,55 @@
 """The measuring protocol. Needs the standard library and numpy only, so that a board can run this very file.
 
+After MLPerf Mobile's single-stream scenario: one inference after the other on an input that stays the same, warm-up
+first, then at least 1,024 samples and 60 seconds; the figure is the 90th percentile. The rest between artifacts lets a
+throttled device cool down.
+
+Early stopping: a device that is too slow for its samples stops after PATIENCE times the seconds. From EARLY_SAMPLES on
+its p90 can still be judged by an upper bound that holds with 99 % confidence, as LoadGen does it: the smallest k-th
+order statistic with P(Binomial(n, 0.9) < k) >= 0.99. Budgets are held against that bound then.
+
 All callables are measured side by side in one process, one inference each in turn (a, b, a, b, ...): a slow moment of
-the machine then hits all of them, and their ratio stays meaningful where their milliseconds don't. Warm-up inferences
-come first and aren't counted. One sample is one inference on an input that stays the same.
+the machine then hits all of them, and their ratio stays meaningful where their milliseconds don't.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 # A run that hasn't got its samples after this many times the asked duration stops: the device is too slow for them.
 PATIENCE = 3.0
+EARLY_SAMPLES = 64
 # When one inference in ten takes this many times the median or longer, the machine did something else meanwhile.
 SPREAD_MAX = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How long to measure."""
+
+    name: str
+    seconds: float
+    """wall-clock length of the measured window; at most PATIENCE times that"""
+    min_samples: int
+    """of every callable; fewer stop early"""
+    warmup: int
+    """rounds that aren't counted"""
+    cooldown_s: float
+    """rest before each measurement"""
+
+    def __post_init__(self) -> None:
+        sound = self.min_samples >= 1 and self.warmup >= 0 and self.seconds >= 0 and self.cooldown_s >= 0
+        if not sound or not math.isfinite(self.seconds + self.cooldown_s):
+            raise ValueError("a protocol needs min_samples >= 1, warmup >= 0, seconds >= 0 and cooldown_s >= 0")
+
+
+FULL = Protocol(name="full", seconds=60.0, min_samples=1024, warmup=32, cooldown_s=10.0)
+QUICK = Protocol(name="quick", seconds=10.0, min_samples=128, warmup=10, cooldown_s=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +60,8 @@ class LatencyResult:
     p50_ms: float
     p90_ms: float
     mean_ms: float
+    p90_bound_ms: float
+    """what a limit on p90 is held against: p90, or its upper bound if there are fewer samples than asked for"""
     samples: int
     seconds: float
     """wall-clock time of the measured window, shared with whatever was measured side by side"""
@@ -43,24 +78,22 @@ class LatencyResult:
     def to_json(self) -> dict[str, Any]:
         """The summary as reports hold it (milliseconds), without the single samples."""
         summary = {"p5": self.p5_ms, "p50": self.p50_ms, "p90": self.p90_ms, "mean": self.mean_ms}
+        summary["p90_bound"] = self.p90_bound_ms
         counts = {"samples": self.samples, "seconds": self.seconds}
         return {**summary, **counts, "valid": self.valid, "why_invalid": self.why_invalid}
 
 
-def measure(
-    callables: Mapping[str, Callable[[], object]], *, seconds: float, min_samples: int, warmup: int
-) -> dict[str, LatencyResult]:
-    """Run every callable in turn for at least `seconds` and `min_samples` rounds.
+def measure(callables: Mapping[str, Callable[[], object]], protocol: Protocol) -> dict[str, LatencyResult]:
+    """Run every callable in turn as the protocol says.
 
-    callables:   name -> one inference; the input is the callable's own
-    seconds:     wall-clock length of the measured window; at most PATIENCE times that
-    min_samples: fewer make the result invalid
-    warmup:      rounds that aren't counted
-    Returns name -> LatencyResult. Raises ValueError for empty or negative arguments.
+    callables: name -> one inference; the input is the callable's own
+    Returns name -> LatencyResult. Raises ValueError without callables.
     """
-    if not callables or min_samples < 1 or warmup < 0 or not (seconds >= 0 and math.isfinite(seconds)):
-        raise ValueError("measure needs at least one callable, min_samples >= 1, warmup >= 0 and seconds >= 0")
-    for _ in range(warmup):
+    if not callables:
+        raise ValueError("measure needs at least one callable")
+    time.sleep(protocol.cooldown_s)
+    seconds, min_samples = protocol.seconds, protocol.min_samples
+    for _ in range(protocol.warmup):
         for inference in callables.values():
             inference()
     samples_ns: dict[str, list[int]] = {name: [] for name in callables}
@@ -78,16 +111,17 @@ def measure(
 def summarise(samples_ns: list[int], seconds: float, min_samples: int) -> LatencyResult:
     """Percentiles of the samples (at least one), and whether they can be trusted.
 
-    Not valid: fewer than min_samples; a sample of no or negative duration (the clock is too coarse or went backwards);
-    or p90 > SPREAD_MAX x p50 (the machine was busy with something else).
+    Not valid: fewer than min_samples and than EARLY_SAMPLES; a sample of no or negative duration (the clock is too
+    coarse or went backwards); or p90 > SPREAD_MAX x p50 (the machine was busy with something else).
     """
     samples_ms = np.array(samples_ns, dtype=np.float64) / 1e6
     p5, p50, p90 = (float(value) for value in np.percentile(samples_ms, [5, 50, 90]))
     why_invalid = None
     if min(samples_ns) <= 0:
         why_invalid = f"the clock showed {min(samples_ns)} ns for an inference"
-    elif len(samples_ns) < min_samples:
-        why_invalid = f"{len(samples_ns)} samples in {seconds:.1f} s, {min_samples} needed"
+    elif len(samples_ns) < min(min_samples, EARLY_SAMPLES):
+        needed = f"{min_samples} needed" + (f", {EARLY_SAMPLES} at least" if min_samples > EARLY_SAMPLES else "")
+        why_invalid = f"{len(samples_ns)} samples in {seconds:.1f} s, {needed}"
     elif p90 > SPREAD_MAX * p50:
         why_invalid = f"p90 is {p90 / p50:.1f} times the median, at most {SPREAD_MAX:g} allowed: the machine was busy"
     return LatencyResult(
@@ -95,9 +129,35 @@ def summarise(samples_ns: list[int], seconds: float, min_samples: int) -> Latenc
         p50_ms=p50,
         p90_ms=p90,
         mean_ms=float(samples_ms.mean()),
+        p90_bound_ms=p90 if len(samples_ns) >= min_samples else _p90_bound(samples_ms),
         samples=len(samples_ns),
         seconds=seconds,
         valid=why_invalid is None,
         why_invalid=why_invalid,
         samples_ms=tuple(samples_ms.tolist()),
     )
+
+
+def _p90_bound(samples_ms: np.ndarray) -> float:
+    """Upper end of the one-sided 99 % confidence interval of the 90th percentile; the maximum if there are too few."""
+    n, below = len(samples_ms), 0.0
+    for k in range(1, n + 1):
+        ways = math.lgamma(n + 1) - math.lgamma(k) - math.lgamma(n - k + 2)
+        below += math.exp(ways + (k - 1) * math.log(0.9) + (n - k + 1) * math.log(0.1))  # P(Binomial(n, 0.9) = k - 1)
+        if below >= 0.99:
+            return float(np.sort(samples_ms)[k - 1])
+    return float(samples_ms.max())
+
+
+def conditions() -> dict[str, Any]:
+    """What may slow this machine down, where the system tells: governor and temperatures in degrees Celsius."""
+    governors = {
+        path.read_text().strip() for path in Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/scaling_governor")
+    }
+    temperatures = []
+    for path in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp")):
+        try:
+            temperatures.append(int(path.read_text()) / 1000)
+        except (OSError, ValueError):  # a sensor that is switched off
+            continue
+    return {"governor": ", ".join(sorted(governors)) or None, "temperature_c": max(temperatures, default=None)}

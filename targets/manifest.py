@@ -1,7 +1,6 @@
 """manifest.json: all that an app or a device needs to know of the artifacts beside it. Nothing else describes them."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -9,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-VERSION = 1
+from targets.artifact import sha256_of
+
+VERSION = 2
 FILE_NAME = "manifest.json"
 ROLES = ("pruned", "dense")
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -17,18 +18,17 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The tensor that an artifact takes, and how to make it from a picture."""
+    """The image that every artifact takes, and how to make it from a picture."""
 
-    shape: tuple[int, ...]
-    """for example (1, 64, 64, 3)"""
-    dtype: str
-    """for example "float32" """
-    layout: str
-    """for example "NHWC" """
+    height: int
+    width: int
+    """pixels"""
+    color: str
+    """for example "RGB" """
     range: tuple[float, float]
     """smallest and largest pixel value; mean and std are in the artifact"""
     resize: dict[str, Any]
-    """how to bring a picture to the shape; plain JSON types"""
+    """how to bring a picture to that size; plain JSON types"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,23 @@ class ArtifactFile:
     """One artifact beside the manifest."""
 
     file: str
-    """path relative to the manifest's folder, with /"""
+    """path relative to the manifest's folder, with /; may be a folder (.mlpackage)"""
     format: str
+    """a key of targets.formats.FORMATS"""
     precision: str
     role: str
     """pruned, or the dense model it is compared with"""
     size_bytes: int
     sha256: str
+    """of a folder as targets.artifact.sha256_of has it"""
+    layout: str
+    """of the input: NHWC or NCHW with one image, or image where the platform's own image type goes in"""
+    dtype: str
+    """of the input's numbers"""
+    minimum_runtime: str | None = None
+    """oldest version of the runtime that runs it"""
+    measured: dict[str, Any] | None = None
+    """what the gate found: top1, parity, latency_ms, peak_mb, device, checks, verdict"""
 
     def __post_init__(self) -> None:
         _check_file(self.file, self.sha256)
@@ -52,12 +62,15 @@ class ArtifactFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """One picture with the logits that the pruned artifact must give for it."""
+    """One picture, of the input's size, with the logits that belong to it."""
 
     file: str
     """path relative to the manifest's folder, with /"""
     sha256: str
-    logits: tuple[float, ...]
+    model: tuple[float, ...]
+    """logits of the float32 PyTorch model"""
+    artifacts: dict[str, tuple[float, ...]]
+    """logits of every pruned artifact, by file, through its own runtime where it was made"""
 
     def __post_init__(self) -> None:
         _check_file(self.file, self.sha256)
@@ -65,7 +78,7 @@ class Golden:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest_version 1."""
+    """manifest_version 2."""
 
     model: str
     dataset: str
@@ -75,6 +88,12 @@ class Manifest:
     input: InputSpec
     files: tuple[ArtifactFile, ...]
     golden: tuple[Golden, ...] = ()
+    golden_share: dict[str, float] | None = None
+    """by file: share of the largest golden logit by which a device's may differ from the artifact's own"""
+    params: int | None = None
+    params_dense: int | None = None
+    tools: dict[str, str] | None = None
+    """package -> version that made the files"""
 
     def __post_init__(self) -> None:
         if not self.labels or not self.files:
@@ -83,26 +102,21 @@ class Manifest:
         if len(set(names)) != len(names):
             raise ValueError(f"a manifest names each file once, not {', '.join(names)}")
         for golden in self.golden:
-            if len(golden.logits) != len(self.labels):
-                raise ValueError(f"{golden.file} has {len(golden.logits)} logits for {len(self.labels)} labels")
+            for row in (golden.model, *golden.artifacts.values()):
+                if len(row) != len(self.labels):
+                    raise ValueError(f"{golden.file} has {len(row)} logits for {len(self.labels)} labels")
+            if unknown := sorted(golden.artifacts.keys() - set(names)):
+                raise ValueError(f"{golden.file} has logits of {unknown[0]}, which is no file of the manifest")
 
     def checksums(self) -> list[tuple[str, str]]:
         """Every file that belongs to the manifest, with its SHA-256."""
         return [(a.file, a.sha256) for a in self.files] + [(g.file, g.sha256) for g in self.golden]
 
 
-def describe_file(path: Path, folder: Path, *, format: str, precision: str, role: str) -> ArtifactFile:
-    """The entry of a file that lies in the manifest's folder."""
-    name = Path(path).relative_to(folder).as_posix()
-    size_bytes, digest = Path(path).stat().st_size, file_sha256(path)
-    return ArtifactFile(file=name, format=format, precision=precision, role=role, size_bytes=size_bytes, sha256=digest)
-
-
-def write(manifest: Manifest, folder: Path) -> Path:
-    """Write manifest.json into the folder of its files, in one step. Returns its path."""
-    path = Path(folder) / FILE_NAME
+def write(manifest: Manifest, path: Path) -> Path:
+    """Write the manifest beside its files, in one step. Returns its path."""
     content = json.dumps({"manifest_version": VERSION, **dataclasses.asdict(manifest)}, indent=2, allow_nan=False)
-    partial = path.with_name(f".{FILE_NAME}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(content + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -111,12 +125,11 @@ def write(manifest: Manifest, folder: Path) -> Path:
     return path
 
 
-def read(folder: Path) -> Manifest:
-    """The manifest of a folder, once every file that it names is there and unchanged.
+def read(path: Path) -> Manifest:
+    """A manifest, once every file that it names is there and unchanged.
 
     Raises ValueError saying what is wrong and what to do.
     """
-    path = Path(folder) / FILE_NAME
     again = "export again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -134,18 +147,12 @@ def read(folder: Path) -> Manifest:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}; {again}") from error
     for name, sha256 in manifest.checksums():
-        file = Path(folder) / name
-        if not file.is_file():
+        file = path.parent / name
+        if not file.exists():
             raise ValueError(f"{path} names {name}, which is missing; copy the whole folder or {again}")
-        if file_sha256(file) != sha256:
+        if sha256_of(file) != sha256:
             raise ValueError(f"{file} has changed since {path} was written (its checksum differs); {again}")
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
@@ -153,13 +160,22 @@ def _parse(content: dict[str, Any]) -> Manifest:
     spec = _fields(InputSpec, top["input"], "input")
     golden = [_fields(Golden, entry, "golden") for entry in top.get("golden", [])]
     return Manifest(
-        model=top["model"],
-        dataset=top["dataset"],
-        target=top["target"],
-        labels=tuple(top["labels"]),
-        input=InputSpec(**{**spec, "shape": tuple(spec["shape"]), "range": tuple(spec["range"])}),
-        files=tuple(ArtifactFile(**_fields(ArtifactFile, entry, "files")) for entry in top["files"]),
-        golden=tuple(Golden(**{**entry, "logits": tuple(entry["logits"])}) for entry in golden),
+        **{
+            **top,
+            "labels": tuple(top["labels"]),
+            "input": InputSpec(**{**spec, "range": tuple(spec["range"])}),
+            "files": tuple(ArtifactFile(**_fields(ArtifactFile, entry, "files")) for entry in top["files"]),
+            "golden": tuple(
+                Golden(
+                    **{
+                        **entry,
+                        "model": tuple(entry["model"]),
+                        "artifacts": {name: tuple(row) for name, row in entry["artifacts"].items()},
+                    }
+                )
+                for entry in golden
+            ),
+        }
     )
 
 

@@ -1,5 +1,6 @@
 """What many tests need: a small data set of generated images, and a run that takes seconds."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import torch
 from PIL import Image
 
 from dap import PruneConfig
-from pipeline import presets, transfer
+from pipeline import presets, stages, transfer
 from pipeline.config import RunConfig
+from pipeline.context import Context
+from pipeline.runs import Run
 from pipeline.train import TrainConfig
+from targets.latency import Protocol
 
 torch.set_num_threads(2)
+
+BRIEF = Protocol(name="brief", seconds=0.3, min_samples=20, warmup=2, cooldown_s=0.0)
 
 
 def make_image_folder(folder: Path, train: int = 16, val: int = 6) -> Path:
@@ -66,3 +72,33 @@ def tiny_config(image_folder: Path, **changes) -> RunConfig:
         finetune=recipe,
     )
     return replace(config, **changes)
+
+
+def context_of(folder: Path, config=None, progress=lambda *_: None) -> tuple[Context, list[str]]:
+    """A run to work on, and what it says."""
+    said: list[str] = []
+    run = Run.create(folder, config) if config else Run.open(folder)
+    return Context(run, progress, said.append), said
+
+
+@pytest.fixture(scope="session")
+def one_format(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A budget under which a deployment takes seconds."""
+    path = tmp_path_factory.mktemp("budgets") / "budget.toml"
+    limits = "top1_share_min = 0.5\nparity_psnr_db_min = 80\nlatency_p50_ms_max = 1000\n"
+    path.write_text(f"{limits}[tflite]\nprecisions = ['fp32']\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(image_folder: Path, one_format: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole run and its verdict; nobody changes it."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    context, _ = context_of(folder, tiny_config(image_folder))
+    stages.run_training(context)
+    return folder, stages.run_deploying(context, "host", budget=one_format, protocol=BRIEF)
+
+
+@pytest.fixture
+def run_copy(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))

@@ -1,7 +1,6 @@
 """The report: complete, self-contained, the same every time, and honest about what was not measured."""
 
 import copy
-import dataclasses
 import io
 import json
 import re
@@ -25,7 +24,7 @@ from pipeline.report import (
     summary_table,
     write_report,
 )
-from targets.validate import Budget
+from targets.budget import LIMITS
 
 LAYERS = 2
 NAMES = [f"{kind} {layer}" for layer in range(LAYERS) for kind in ("attn", "mlp")]
@@ -72,16 +71,22 @@ def make_artifact(role: str = "pruned", **changes: Any) -> dict[str, Any]:
         "parity": {"psnr_db": 120.0, "max_abs": 2e-6, "top1_agreement": 1.0},
         "top1": 98.6 if role == "dense" else 97.2,
         "latency_ms": {"p50": p50, "p90": 1.1 * p50, "mean": p50, "samples": 9, "seconds": 1.0, "valid": True},
+        "latency_dense_ms": None if role == "dense" else {"p50": 3.31, "p90": 3.64, "valid": True},
+        "peak_mb": 4.5,
+        "runtime": "LiteRT 2.3.0",
+        "reason": None,
+        "shipped": role == "pruned",
         "device": {
             "device": "local",
             "os": "Linux",
             "cpu": "a CPU",
             "cores": 2,
             "arch": "x86_64",
-            "runtime": "LiteRT",
-            "runtime_version": "2.3.0",
+            "governor": None,
+            "temperature_c": 41.5,
         },
         "threads": 2,
+        "protocol": "quick",
         "budget": {"latency_p50_ms_max": 2.0},
         "verdict": "pass",
         "checks": [{"name": "latency_p50_ms_max", "limit": 2.0, "value": p50, "verdict": "pass"}],
@@ -222,7 +227,7 @@ def test_nothing_measured_reads_as_not_measured(tmp_path: Path) -> None:
         "verdict": "not_measured",
         "reason": "too noisy",
     }
-    nothing = {"parity": None, "top1": None, "latency_ms": None, "device": None, "threads": None, "budget": None}
+    nothing = dict.fromkeys(("parity", "top1", "latency_ms", "latency_dense_ms", "device", "threads", "budget"))
     artifact = make_artifact(**nothing, verdict="not_measured", checks=[check])
     report = make_report(**dict.fromkeys(measured), artifacts=[artifact], seconds_per_stage={"prune": None})
     text = " ".join(page_of(write_report(tmp_path, report, [], {})).text.split())
@@ -262,7 +267,12 @@ verdicts = st.sampled_from(["pass", "fail", "not_measured"])
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["pruned", "dense"]), verdicts), max_size=5))
 def test_the_overall_verdict_is_the_worst_of_the_pruned_artifacts(artifacts: list[tuple[str, str]]) -> None:
-    report = {"artifacts": [{"role": role, "verdict": verdict} for role, verdict in artifacts]}
+    report = {
+        "artifacts": [
+            {"role": role, "verdict": verdict, "target": "host", "format": str(number), "shipped": False}
+            for number, (role, verdict) in enumerate(artifacts)
+        ]
+    }
     pruned = [verdict for role, verdict in artifacts if role == "pruned"]
     got = overall_verdict(report)
     assert (got == "fail") == ("fail" in pruned)
@@ -278,8 +288,28 @@ def test_a_noisy_latency_and_another_precision_are_marked() -> None:
     assert rows["size"].change == "−72 %"
 
 
+def test_what_is_shipped_speaks_for_its_format_or_else_the_last_one_tried() -> None:
+    tried = [make_artifact(precision="int8", verdict="fail", shipped=False), make_artifact(precision="fp16"),
+             make_artifact(precision="fp32", verdict="not_measured", shipped=False, checks=[])]  # fmt: skip
+    assert overall_verdict(make_report(artifacts=tried)) == "pass"
+    shown = printed(make_report(artifacts=tried))
+    assert "tflite fp16" in shown
+    assert "int8" not in shown
+    tried[1] = make_artifact(precision="fp16", verdict="fail", shipped=False)
+    assert overall_verdict(make_report(artifacts=tried[:2])) == "fail"
+
+
+def test_every_candidate_is_in_the_page_with_the_reason_why_it_is_not_shipped(tmp_path: Path) -> None:
+    waits = make_artifact(precision="fp32", verdict="not_measured", shipped=False, checks=[], reason="not tried: small")
+    failed = make_artifact(precision="int8", verdict="fail", shipped=False)
+    report = make_report(artifacts=[make_artifact("dense"), failed, make_artifact(precision="fp16"), waits])
+    text = " ".join(page_of(write_report(tmp_path, report, [], {})).text.split())
+    for shown in ("tflite int8", "tflite fp16", "tflite fp32", "✓ shipped", "✗ budget missed", "not tried: small"):
+        assert shown in text
+
+
 def test_an_artifact_is_not_compared_across_targets() -> None:
-    rows = compare_artifacts(make_report(), make_artifact(target="android"))
+    rows = compare_artifacts(make_report(), make_artifact(target="android", latency_dense_ms=None))
     assert {row.dense for row in rows} == {"not measured"}
     assert {row.change for row in rows} == {""}
 
@@ -320,7 +350,7 @@ def test_checks_are_described_in_words() -> None:
 
 
 def test_every_limit_that_a_budget_can_state_has_words() -> None:
-    assert CHECKS.keys() == {field.name for field in dataclasses.fields(Budget)}
+    assert CHECKS.keys() == {"golden", *LIMITS}
 
 
 WIDTHS = [32, 384] * LAYERS

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from targets import latency
-from targets.latency import LatencyResult, measure, summarise
+from targets.latency import FULL, QUICK, LatencyResult, Protocol, measure, summarise
 
 
 class Clock:
@@ -18,6 +19,7 @@ class Clock:
     def __init__(self) -> None:
         self.now_ns = 0
         self.calls: list[str] = []
+        self.slept: list[float] = []
 
     def inference(self, name: str, durations_ms: Callable[[int], float]) -> Callable[[], None]:
         def run() -> None:
@@ -27,19 +29,24 @@ class Clock:
         return run
 
 
+def brief(seconds: float = 0.0, min_samples: int = 1, warmup: int = 0, cooldown_s: float = 0.0) -> Protocol:
+    return Protocol(name="brief", seconds=seconds, min_samples=min_samples, warmup=warmup, cooldown_s=cooldown_s)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter_ns=lambda: clock.now_ns))
+    time = SimpleNamespace(perf_counter_ns=lambda: clock.now_ns, sleep=clock.slept.append)
+    monkeypatch.setattr(latency, "time", time)
     return clock
 
 
 def test_known_durations_give_known_figures(clock: Clock) -> None:
     callables = {"a": clock.inference("a", lambda i: 1 + i % 11), "b": clock.inference("b", lambda i: 40)}
-    results = measure(callables, seconds=0, min_samples=1, warmup=0)
+    results = measure(callables, brief(0, 1, 0))
     assert results["a"].samples_ms == (1,)
     clock.calls.clear()
-    results = measure(callables, seconds=0.506, min_samples=11, warmup=0)  # a: 1..11 ms, b: 40 ms, together 506 ms
+    results = measure(callables, brief(0.506, 11, 0))  # a: 1..11 ms, b: 40 ms, together 506 ms
     assert results["a"].samples_ms == tuple(range(1, 12))
     assert (results["a"].p5_ms, results["a"].p50_ms, results["a"].p90_ms, results["a"].mean_ms) == (1.5, 6, 10, 6)
     assert results["b"].p50_ms == results["b"].p90_ms == 40
@@ -50,22 +57,47 @@ def test_known_durations_give_known_figures(clock: Clock) -> None:
 
 def test_inferences_take_turns_and_warm_up_is_not_counted(clock: Clock) -> None:
     callables = {"a": clock.inference("a", lambda i: 900 if i < 3 else 1), "b": clock.inference("b", lambda i: 2)}
-    results = measure(callables, seconds=0.03, min_samples=10, warmup=3)
+    results = measure(callables, brief(0.03, 10, 3))
     assert clock.calls == ["a", "b"] * 13
     assert results["a"].samples == results["b"].samples == 10
     assert results["a"].mean_ms == 1
 
 
 def test_it_goes_on_until_the_time_is_over(clock: Clock) -> None:
-    result = measure({"a": clock.inference("a", lambda i: 1)}, seconds=0.5, min_samples=10, warmup=0)["a"]
+    result = measure({"a": clock.inference("a", lambda i: 1)}, brief(0.5, 10, 0))["a"]
     assert result.samples == 500
 
 
 def test_a_slow_device_stops_after_its_patience_and_is_not_valid(clock: Clock) -> None:
-    result = measure({"a": clock.inference("a", lambda i: 1000)}, seconds=2, min_samples=100, warmup=0)["a"]
+    result = measure({"a": clock.inference("a", lambda i: 1000)}, brief(2, 100, 0))["a"]
     assert result.samples == 6, "three times the two seconds asked for"
     assert not result.valid
     assert "100 needed" in str(result.why_invalid)
+
+
+def test_the_protocols_are_mlperfs_and_a_device_rests_before(clock: Clock) -> None:
+    assert (FULL.seconds, FULL.min_samples) == (60, 1024)
+    assert (QUICK.seconds, QUICK.min_samples) == (10, 128)
+    result = measure({"a": clock.inference("a", lambda i: 20)}, FULL)["a"]
+    assert (result.samples, clock.slept) == (3000, [FULL.cooldown_s])
+    assert result.p90_bound_ms == result.p90_ms == 20
+
+
+def test_a_device_that_stops_early_is_judged_by_an_upper_bound(clock: Clock) -> None:
+    """1 s an inference: 180 of the 1,024 samples in the time allowed."""
+    result = measure({"a": clock.inference("a", lambda i: 1000 + i)}, FULL)["a"]
+    assert result.valid
+    assert result.samples < 1024
+    assert result.p90_ms < result.p90_bound_ms < max(result.samples_ms)
+    assert not summarise([1000] * 63, seconds=180, min_samples=1024).valid
+    assert summarise([1000] * 64, seconds=180, min_samples=1024).valid
+
+
+def test_the_bound_holds_with_99_percent_confidence() -> None:
+    draws = np.random.default_rng(0).exponential(1e6, (2000, 100)).astype(np.int64) + 1
+    true_p90_ms = -np.log(0.1)
+    held = [summarise(list(row), seconds=1, min_samples=1024).p90_bound_ms >= true_p90_ms for row in draws]
+    assert 0.985 < np.mean(held) < 1  # a bound that always held would say nothing
 
 
 @pytest.mark.parametrize("first_ns", [0, -5])
@@ -82,34 +114,35 @@ def test_samples_and_spread_decide_at_their_limits() -> None:
     assert spread(5).valid
     assert "busy" in str(spread(5.01).why_invalid)
     assert summarise([1000] * 100, seconds=1, min_samples=100).valid
-    assert not summarise([1000] * 99, seconds=1, min_samples=100).valid
+    assert not summarise([1000] * 49, seconds=1, min_samples=50).valid
 
 
 def test_real_time_is_close() -> None:
     import time
 
-    result = measure({"a": lambda: time.sleep(0.005)}, seconds=0, min_samples=1, warmup=0)["a"]
+    result = measure({"a": lambda: time.sleep(0.005)}, brief(0, 1, 0))["a"]
     assert 5 <= result.p50_ms < 500
 
 
 def test_json_has_the_report_keys() -> None:
     summary = json.loads(json.dumps(summarise([2_000_000] * 5, seconds=0.01, min_samples=5).to_json()))
-    assert {summary.pop(key) for key in ("p5", "p50", "p90", "mean")} == {2.0}
+    assert {summary.pop(key) for key in ("p5", "p50", "p90", "mean", "p90_bound")} == {2.0}
     assert summary == {"samples": 5, "seconds": 0.01, "valid": True, "why_invalid": None}
 
 
 def test_exceptions_go_through_and_bad_arguments_are_refused() -> None:
     with pytest.raises(ZeroDivisionError):
-        measure({"a": lambda: 1 / 0}, seconds=0, min_samples=1, warmup=0)
-    for seconds, min_samples, warmup in ((-1, 1, 1), (float("nan"), 1, 1), (1, 0, 1), (1, 1, -1)):
-        with pytest.raises(ValueError, match="measure needs"):
-            measure({"a": list}, seconds=seconds, min_samples=min_samples, warmup=warmup)
+        measure({"a": lambda: 1 / 0}, brief(0, 1, 0))
+    for seconds, min_samples, warmup, cooldown_s in ((-1, 1, 1, 0), (float("nan"), 1, 1, 0), (1, 0, 1, 0),
+                                                     (1, 1, -1, 0), (1, 1, 1, -1)):  # fmt: skip
+        with pytest.raises(ValueError, match="a protocol needs"):
+            brief(seconds, min_samples, warmup, cooldown_s)
     with pytest.raises(ValueError, match="at least one callable"):
-        measure({}, seconds=1, min_samples=1, warmup=1)
+        measure({}, brief(1, 1, 1))
 
 
 def test_the_file_runs_where_only_numpy_is() -> None:
     tree = ast.parse(Path(str(latency.__file__)).read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"math", "time", "collections.abc", "dataclasses", "typing", "numpy"}
+    assert modules == {"math", "time", "collections.abc", "dataclasses", "pathlib", "typing", "numpy"}

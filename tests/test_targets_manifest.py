@@ -8,17 +8,31 @@ from typing import Any
 
 import pytest
 
+from targets.artifact import sha256_of, size_of
 from targets.manifest import (
     FILE_NAME,
     ArtifactFile,
     Golden,
     InputSpec,
     Manifest,
-    describe_file,
-    file_sha256,
     read,
     write,
 )
+
+
+def entry(path: Path, role: str) -> ArtifactFile:
+    return ArtifactFile(
+        file=path.name,
+        format="tflite",
+        precision="fp32",
+        role=role,
+        size_bytes=size_of(path),
+        sha256=sha256_of(path),
+        layout="NHWC",
+        dtype="float32",
+        minimum_runtime="1.14.0",
+        measured={"top1": 0.5, "verdict": "pass"} if role == "pruned" else None,
+    )
 
 
 @pytest.fixture
@@ -32,22 +46,28 @@ def manifest(tmp_path: Path) -> Manifest:
         dataset="digits",
         target="host",
         labels=("null", "één"),
-        input=InputSpec(
-            shape=(1, 8, 8, 3), dtype="float32", layout="NHWC", range=(0.0, 255.0), resize={"size": 8, "crop": 0.9}
+        input=InputSpec(height=8, width=8, color="RGB", range=(0.0, 255.0), resize={"size": 8, "crop": 0.9}),
+        files=tuple(entry(tmp_path / f"{role}.tflite", role) for role in ("pruned", "dense")),
+        golden=(
+            Golden(
+                file="golden/0.png",
+                sha256=sha256_of(tmp_path / "golden" / "0.png"),
+                model=(0.5, -1.25),
+                artifacts={"pruned.tflite": (0.5, -1.0)},
+            ),
         ),
-        files=tuple(
-            describe_file(tmp_path / f"{role}.tflite", tmp_path, format="tflite", precision="fp32", role=role)
-            for role in ("pruned", "dense")
-        ),
-        golden=(Golden(file="golden/0.png", sha256=file_sha256(tmp_path / "golden" / "0.png"), logits=(0.5, -1.25)),),
+        golden_share={"pruned.tflite": 0.001},
+        params=10,
+        params_dense=40,
+        tools={"torch": "2"},
     )
-    write(result, tmp_path)
+    write(result, tmp_path / FILE_NAME)
     return result
 
 
 def test_it_reads_what_it_wrote(manifest: Manifest, tmp_path: Path) -> None:
-    assert read(tmp_path) == manifest
-    assert json.loads((tmp_path / FILE_NAME).read_text())["manifest_version"] == 1
+    assert read(tmp_path / FILE_NAME) == manifest
+    assert json.loads((tmp_path / FILE_NAME).read_text())["manifest_version"] == 2
     assert manifest.files[0].size_bytes == 600
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "golden", "pruned.tflite", "dense.tflite"}
 
@@ -58,10 +78,10 @@ def test_a_changed_or_missing_file_is_refused(manifest: Manifest, tmp_path: Path
     content[3] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} has changed.*export again"):
-        read(tmp_path)
+        read(tmp_path / FILE_NAME)
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=f"{name}, which is missing.*export again"):
-        read(tmp_path)
+        read(tmp_path / FILE_NAME)
 
 
 def tampered(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
@@ -73,14 +93,14 @@ def tampered(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(manifest_version=2), "manifest_version is 2, this program reads 1"),
+        (lambda c: c.update(manifest_version=1), "manifest_version is 1, this program reads 2"),
         (lambda c: c.update(manifest_version=True), "manifest_version is True"),
         (lambda c: c.pop("manifest_version"), "manifest_version is None"),
         (lambda c: c.pop("labels"), "the manifest lacks labels"),
         (lambda c: c.update(author="x"), "has unknown author"),
-        (lambda c: c["input"].pop("layout"), "input lacks layout"),
+        (lambda c: c["input"].pop("height"), "input lacks height"),
         (lambda c: c["files"][1].pop("sha256"), "files lacks sha256"),
-        (lambda c: c["golden"][0].pop("logits"), "golden lacks logits"),
+        (lambda c: c["golden"][0].pop("model"), "golden lacks model"),
         (lambda c: c.update(input=None), "input must be an object"),
         (lambda c: c.update(files=[]), "at least one"),
         (lambda c: c.update(files=c["files"] * 2), "each file once"),
@@ -88,7 +108,9 @@ def tampered(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
         (lambda c: c["files"][0].update(file="../secret"), "does not lie beside"),
         (lambda c: c["files"][0].update(file="/etc/passwd"), "does not lie beside"),
         (lambda c: c["files"][0].update(sha256="0" * 63), "not a SHA-256"),
-        (lambda c: c["golden"][0].update(logits=[1.0]), "1 logits for 2 labels"),
+        (lambda c: c["golden"][0].update(model=[1.0]), "1 logits for 2 labels"),
+        (lambda c: c["golden"][0]["artifacts"].update({"pruned.tflite": [1.0]}), "1 logits for 2 labels"),
+        (lambda c: c["golden"][0]["artifacts"].update(other=[1.0, 2.0]), "logits of other, which is no file"),
         (lambda c: c["labels"].append("x"), "2 logits for 3 labels"),
     ],
 )
@@ -97,38 +119,48 @@ def test_a_manifest_that_does_not_fit_is_refused(
 ) -> None:
     tampered(change, tmp_path)
     with pytest.raises(ValueError, match=rf"{FILE_NAME}.*{message}.*export again"):
-        read(tmp_path)
+        read(tmp_path / FILE_NAME)
 
 
 def test_golden_may_be_left_out(manifest: Manifest, tmp_path: Path) -> None:
     tampered(lambda content: content.pop("golden"), tmp_path)
-    assert read(tmp_path) == dataclasses.replace(manifest, golden=())
+    assert read(tmp_path / FILE_NAME) == dataclasses.replace(manifest, golden=())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(ValueError, match="export again"):
-        read(tmp_path)
+        read(tmp_path / FILE_NAME)
 
 
 def test_no_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be read.*export again"):
-        read(tmp_path)
+        read(tmp_path / FILE_NAME)
 
 
 def test_a_failed_write_leaves_the_old_one(manifest: Manifest, tmp_path: Path) -> None:
     before = (tmp_path / FILE_NAME).read_bytes()
-    bad = dataclasses.replace(manifest, golden=(dataclasses.replace(manifest.golden[0], logits=(float("nan"), 0.0)),))
+    bad = dataclasses.replace(manifest, golden=(dataclasses.replace(manifest.golden[0], model=(float("nan"), 0.0)),))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write(bad, tmp_path)
+        write(bad, tmp_path / FILE_NAME)
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-def test_a_file_outside_the_folder_has_no_entry(tmp_path: Path) -> None:
-    outside = tmp_path / "a.tflite"
-    outside.write_bytes(b"x")
-    with pytest.raises(ValueError, match="subpath"):
-        describe_file(outside, tmp_path / "folder", format="tflite", precision="fp32", role="dense")
+def test_a_folder_is_checked_file_by_file(manifest: Manifest, tmp_path: Path) -> None:
+    package = tmp_path / "pruned.mlpackage"
+    (package / "Data").mkdir(parents=True)
+    (package / "Data" / "weights").write_bytes(b"weights")
+    (package / "Manifest.json").write_bytes(b"{}")
+    written = dataclasses.replace(manifest, files=(*manifest.files, entry(package, "pruned")))
+    assert written.files[2].size_bytes == 9
+    write(written, tmp_path / FILE_NAME)
+    assert read(tmp_path / FILE_NAME) == written
+    (package / "Data" / "weights").rename(package / "weights")
+    with pytest.raises(ValueError, match=r"pruned\.mlpackage has changed"):
+        read(tmp_path / FILE_NAME)
+
+
+def test_a_file_outside_the_folder_has_no_entry(manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="does not lie beside"):
-        ArtifactFile(file="..\\a", format="tflite", precision="fp32", role="dense", size_bytes=1, sha256="0" * 64)
+        dataclasses.replace(manifest.files[0], file="..\\a")

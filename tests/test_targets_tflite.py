@@ -1,7 +1,6 @@
-"""The file on disk, through the real interpreter, on this machine as a device."""
+"""The file on disk, through the real interpreter."""
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -17,8 +16,10 @@ from torch import nn
 
 from targets import artifact, tflite
 from targets.artifact import ExportInfo, RuntimeUnavailable, without_noise
-from targets.devices import DeviceRun, local
 from targets.validate import parity
+
+# Least dB between the logits of a file and of its model; some below the worse of the two models that are tested.
+SNR_DB = {"int8-dynamic-tensor": 26, "int8-dynamic": 31, "int8-weights": 33, "int8-static": 25, "fp16": 59, "fp32": 100}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,45 @@ def artifacts(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory)
     }
 
 
+@pytest.fixture(scope="module")
+def wide() -> Any:
+    """Weights are most of its file."""
+    return vit(depth=2, embed_dim=128, num_heads=4, num_classes=50)
+
+
+@pytest.fixture(scope="module")
+def precisions(wide: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ExportInfo]]:
+    """Every precision's file of two models."""
+    folder = tmp_path_factory.mktemp("precisions")
+    return {
+        name: {
+            precision: export(model, folder / f"{name}-{precision}.tflite", precision)
+            for precision in tflite.PRECISIONS
+        }
+        for name, model in (("wide", wide), ("pruned", pruned))
+    }
+
+
+def export(model: nn.Module, path: Path, precision: str, calibration: np.ndarray | None = None) -> ExportInfo:
+    if calibration is None:
+        calibration = np.random.default_rng(1).integers(0, 256, (64, 24, 24, 3), dtype=np.uint8)
+    return tflite.export(model, mean=MEAN, std=STD, path=path, precision=precision, calibration=calibration)
+
+
+def snr_db(want: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(want).sum() / np.square(want.astype(np.float64) - found).sum()))
+
+
+def run(path: Path, count: int = 32) -> np.ndarray:
+    predict = tflite.load(path, 1)
+    return np.concatenate([predict(image) for image in photos(count)])
+
+
+def conversions() -> int:
+    """Runs in the converter's process: how many models it has converted."""
+    return tflite._float_model.cache_info().misses
+
+
 def torch_logits(model: nn.Module, images: np.ndarray) -> np.ndarray:
     pixels = torch.from_numpy(images).float() / 255
     with torch.no_grad():
@@ -60,11 +100,9 @@ def photos(count: int) -> np.ndarray:
 
 def test_the_runtime_computes_what_torch_computes(artifacts: Any, dense: Any, pruned: Any) -> None:
     for name, model in (("dense", dense), ("pruned", pruned)):
-        predict = tflite.load(artifacts[name].path, 1)
-        found = np.concatenate([predict(image) for image in photos(8)])
+        found = run(artifacts[name].path, 8)
         want = torch_logits(model, photos(8)[:, 0])
-        signal, error = np.square(want).sum(), np.square(want - found).sum()
-        assert 10 * np.log10(signal / error) >= 100
+        assert snr_db(want, found) >= 100
         assert parity(want, found).top1_agreement == 1
 
 
@@ -149,36 +187,102 @@ def test_only_known_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr().err == "ERROR: out of cheese\n"
 
 
-def test_run_on_this_machine(artifacts: Any, dense: Any, pruned: Any) -> None:
-    images = photos(5)
-    own = torch_logits(dense, images[:, 0]).argmax(1)
-    labels = [int(own[0]), int(own[1]), int(own[2]), (int(own[3]) + 1) % 5, int(own[4])]
-    result = local.run(
-        {name: info.path for name, info in artifacts.items()},
-        zip(images, labels, strict=True),
-        threads=1,
-        seconds=0.01,
-        min_samples=4,
-        warmup=1,
-    )
-    np.testing.assert_allclose(result.logits["pruned"], torch_logits(pruned, images[:, 0]), atol=1e-4)
-    assert result.top1("dense") == pytest.approx(4 / 5)
-    sent = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert sent["labels"] == labels
-    assert len(sent["artifacts"]["dense"]["samples_ms"]) == sent["artifacts"]["dense"]["latency_ms"]["samples"] >= 4
-    assert set(sent["device"]) == {"device", "os", "cpu", "cores", "arch", "runtime", "runtime_version"}
-    assert all(sent["device"].values())
+@pytest.mark.parametrize("model", ["wide", "pruned"])
+@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+def test_every_precision_is_near_the_model(
+    precision: str, model: str, precisions: Any, request: pytest.FixtureRequest
+) -> None:
+    want = torch_logits(request.getfixturevalue(model), photos(32)[:, 0])
+    assert snr_db(want, run(precisions[model][precision].path)) >= SNR_DB[precision]
 
 
-def test_logits_that_are_not_finite_are_wrong(artifacts: Any) -> None:
-    result = local.run(
-        {"dense": artifacts["dense"].path}, [(photos(1)[0], 0)], threads=1, seconds=0, min_samples=1, warmup=0
-    )
-    broken = {"dense": np.full((1, 5), np.nan, np.float32)}
-    run = DeviceRun(device={}, threads=1, labels=result.labels, logits=broken, latency=result.latency)
-    assert run.top1("dense") == 0
+@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+def test_input_and_output_are_float32(precision: str, precisions: Any) -> None:
+    interpreter = tflite._interpreter_class()(model_path=str(precisions["wide"][precision].path))
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert source["dtype"] == result["dtype"] == np.float32
+    assert [source["shape"].tolist(), result["shape"].tolist()] == [[1, 24, 24, 3], [1, 50]]
 
 
-def test_nothing_to_run_is_refused(artifacts: Any) -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        local.run({"dense": artifacts["dense"].path}, [], threads=1, seconds=0, min_samples=1, warmup=0)
+def test_the_smallest_file_comes_first(precisions: Any) -> None:
+    sizes = [precisions["wide"][precision].size_bytes for precision in tflite.PRECISIONS]
+    assert sizes == sorted(sizes)
+    shares = {precision: size / sizes[-1] for precision, size in zip(tflite.PRECISIONS, sizes, strict=True)}
+    assert 0.5 < shares.pop("fp16") < 0.6
+    assert shares.pop("fp32") == 1
+    assert max(shares.values()) < 0.4
+
+
+def test_calibration_sets_the_ranges(wide: Any, precisions: Any, tmp_path: Path) -> None:
+    want = torch_logits(wide, photos(32)[:, 0])
+    black = export(wide, tmp_path / "black.tflite", "int8-static", np.zeros((4, 24, 24, 3), np.uint8))
+    assert snr_db(want, run(black.path)) < snr_db(want, run(precisions["wide"]["int8-static"].path)) - 3
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (None, r"training set, \(N, 24, 24, 3\) uint8"),
+        (np.zeros((0, 24, 24, 3), np.uint8), r"training set, \(N, 24, 24, 3\) uint8"),
+        (np.zeros((2, 32, 32, 3), np.uint8), r"\(2, 32, 32, 3\) uint8; resize .* \(N, 24, 24, 3\) uint8"),
+        (np.zeros((24, 24, 3), np.uint8), r"\(24, 24, 3\) uint8; resize"),
+        (np.zeros((2, 24, 24, 3), np.float32), r"\(2, 24, 24, 3\) float32; resize"),
+    ],
+)
+def test_static_needs_fitting_calibration_images(
+    calibration: np.ndarray | None, message: str, dense: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tflite.export(
+            dense, mean=MEAN, std=STD, path=tmp_path / "m.tflite", precision="int8-static", calibration=calibration
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_precision_is_refused(dense: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no precision 'int4'; it has .*int8-weights"):
+        tflite.export(dense, mean=MEAN, std=STD, path=tmp_path / "m.tflite", precision="int4")
+
+
+def test_a_model_is_converted_once(tmp_path: Path) -> None:
+    process = artifact._process(tflite.__name__)
+    before = process.submit(conversions).result()
+    # They differ in nothing that a file of weights would show.
+    models = {name: vit(depth=1, act_layer=act) for name, act in (("gelu", nn.GELU), ("relu", nn.ReLU))}
+    for count, (name, model) in enumerate(models.items(), 1):
+        for precision in ("fp32", "int8-weights"):
+            info = export(model, tmp_path / f"{name}-{precision}.tflite", precision)
+            assert snr_db(torch_logits(model, photos(32)[:, 0]), run(info.path)) >= SNR_DB[precision]
+        assert process.submit(conversions).result() == before + count
+
+
+def test_the_quantiser_is_silent(dense: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    artifact._process(tflite.__name__).shutdown()
+    artifact._process.cache_clear()  # the next one writes to what is captured here
+    for precision in ("int8-static", "int8-dynamic", "fp16"):
+        export(dense, tmp_path / "model.tflite", precision)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+def test_the_file_says_which_runtime_it_needs(precision: str, precisions: Any) -> None:
+    wanted = "2.17.0" if precision in tflite.WRONG_IN_TFLITE_RUNTIME_2_14 else "2.9.0"
+    assert tflite.minimum_runtime(precisions["wide"][precision].path) == wanted
+
+
+def test_a_file_that_does_not_say_needs_an_unknown_runtime(precisions: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    content = precisions["wide"]["fp32"].path.read_bytes()
+    path.write_bytes(content.replace(b"min_runtime_version", b"max_runtime_version"))
+    assert tflite.minimum_runtime(path) is None
+
+
+@pytest.mark.parametrize("content", [None, b"not a model", b"\x1c\0\0\0TFL3", 100], ids=str)
+def test_no_runtime_is_read_from_a_damaged_file(content: bytes | int | None, precisions: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    if isinstance(content, int):
+        content = precisions["wide"]["fp32"].path.read_bytes()[:content]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.tflite is .*export the model again"):
+        tflite.minimum_runtime(path)

@@ -1,78 +1,69 @@
 """This machine as a device."""
 
+import contextlib
+import multiprocessing
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from targets import tflite
-from targets.devices import DeviceRun
-from targets.latency import measure
+from targets.artifact import Program, peak_memory_mb, reset_peak_memory
+from targets.formats import FORMATS
+from targets.latency import LatencyResult, Protocol, conditions, measure
+
+MEMORY_INFERENCES = 3
 
 
 def describe() -> dict[str, Any]:
-    """What runs the artifacts here: device, os, cpu, cores (usable ones), arch, runtime, runtime_version.
-
-    Raises RuntimeUnavailable without an interpreter.
-    """
-    runtime, runtime_version = tflite.runtime()
+    """What runs the artifacts here: device, os, cpu, cores (usable ones), arch, governor, temperature_c."""
     return {
         "device": _board() or "this machine",
         "os": _os(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "arch": platform.machine(),
-        "runtime": runtime,
-        "runtime_version": runtime_version,
+        **conditions(),
     }
 
 
-def run(
-    artifacts: Mapping[str, Path],
-    images: Iterable[tuple[np.ndarray, int]],
-    *,
-    threads: int,
-    seconds: float,
-    min_samples: int,
-    warmup: int,
-    progress: Callable[[Iterable[tuple[np.ndarray, int]]], Iterable[tuple[np.ndarray, int]]] = iter,
-) -> DeviceRun:
-    """Logits of every artifact for every image, then their latency side by side on the first image.
+def logits(program: Program, images: Iterable[np.ndarray]) -> np.ndarray:
+    """(N, C) float32 of RGB images (1, H, W, 3) uint8, one by one. Raises ValueError without images."""
+    rows = [program(image)[0] for image in images]
+    if not rows:
+        raise ValueError("nothing to run: at least one image is needed")
+    return np.stack(rows)
 
-    artifacts: name -> .tflite file
-    images:    pairs of RGB (1, H, W, 3) uint8 and label; walked once
-    seconds, min_samples, warmup: of targets.latency.measure
-    progress:  wraps the images, for a progress bar
-    Raises ValueError without artifacts or images or for a damaged file, RuntimeUnavailable without an interpreter.
+
+def time(programs: Mapping[str, Program], image: np.ndarray, protocol: Protocol) -> dict[str, LatencyResult]:
+    """Latency of the programs side by side on one RGB image (1, H, W, 3) uint8; its preparation is not counted."""
+    return measure({name: partial(program.run, program.prepare(image)) for name, program in programs.items()}, protocol)
+
+
+def memory_mb(format: str, path: Path, threads: int, image: np.ndarray) -> float | None:
+    """What loading an artifact and some inferences add to a process's peak memory, MB of 1e6 bytes.
+
+    In a process of its own; the runtime's code does not count. None where the system does not tell.
     """
-    programs = {name: tflite.load(path, threads) for name, path in artifacts.items()}
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in programs}
-    own_labels: list[int] = []
-    first: np.ndarray | None = None
-    for image, label in progress(images):
-        first = image if first is None else first
-        own_labels.append(int(label))
-        for name, program in programs.items():
-            logits[name].append(program(image)[0])
-    if first is None or not programs:
-        raise ValueError("nothing to run: at least one artifact and one image are needed")
-    latency = measure(
-        {name: partial(program.run, program.prepare(first)) for name, program in programs.items()},
-        seconds=seconds,
-        min_samples=min_samples,
-        warmup=warmup,
-    )
-    return DeviceRun(
-        device=describe(),
-        threads=threads,
-        labels=np.array(own_labels, dtype=np.int64),
-        logits={name: np.stack(rows) for name, rows in logits.items()},
-        latency=latency,
-    )
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_memory_mb, (format, path, threads, image))
+
+
+def _memory_mb(format: str, path: Path, threads: int, image: np.ndarray) -> float | None:
+    load = FORMATS[format].load
+    with contextlib.suppress(ValueError):  # the runtime's own code is loaded at the first use, if only to refuse a file
+        load(path.with_name("no such file"), threads)
+    reset_peak_memory()
+    before = peak_memory_mb()
+    program = load(path, threads)
+    for _ in range(MEMORY_INFERENCES):
+        program(image)
+    after = peak_memory_mb()
+    return None if before is None or after is None else after - before
 
 
 def _board() -> str | None:

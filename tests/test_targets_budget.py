@@ -1,0 +1,130 @@
+"""Budgets: what is read, what is refused and where it stands, and that every target's own can fail."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from test_targets_validate import AT_LIMIT, latency, measured
+
+from targets import TARGETS
+from targets.budget import LIMITS, Budget, FormatBudget, load_budget
+from targets.formats import FORMATS
+from targets.validate import judge, overall
+
+OFFERED = {"tflite": ("int8-weights", "fp16", "fp32"), "executorch": ("int8-dynamic", "fp32")}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_limit_is_tested_in_the_gate() -> None:
+    assert set(AT_LIMIT) == set(LIMITS)
+
+
+def test_common_limits_hold_for_every_format_and_a_table_changes_them(tmp_path: Path) -> None:
+    text = """
+top1_min = 0.7  # a share
+size_mb_max = 3
+[executorch]
+size_mb_max = 4
+[tflite]
+precisions = ["fp32", "int8-weights"]
+latency_ratio_max = 0.9
+"""
+    assert load_budget(write(tmp_path, text), OFFERED) == {
+        "executorch": FormatBudget(precisions=("int8-dynamic", "fp32"), limits=Budget(top1_min=0.7, size_mb_max=4)),
+        "tflite": FormatBudget(  # smallest file first, whatever the order in the budget
+            precisions=("int8-weights", "fp32"), limits=Budget(top1_min=0.7, size_mb_max=3, latency_ratio_max=0.9)
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("\nlatency_p50_max = 3\n[tflite]", 2, r"'latency_p50_max'.*latency_p50_ms_max"),
+        ("size_mb_max = 3\n[latency]\np50_ms_max = 3", 2, r"\[latency\] is no format.*tflite, executorch"),
+        ("[tflite]\n\nsize = 3", 3, r"unknown key 'size'.*precisions"),
+        ("precisions = ['fp32']\n[tflite]", 1, r"unknown key 'precisions'"),
+        ("size_mb_max = 1\n[tflite]\nprecisions = ['fp16', 'int4']", 3, r"'int4' is no precision of tflite"),
+        ("size_mb_max = 1\n[tflite]\nprecisions = 'fp16x'", 3, r"'fp16x' is no precision"),
+        ("size_mb_max = 1\n[tflite]\nprecisions = []", 3, r"\[\] is no precision"),
+        ('size_mb_max = "3"\n[tflite]', 1, r"size_mb_max.*number.*'3'"),
+        ("size_mb_max = true\n[tflite]", 1, r"size_mb_max.*number"),
+        ("size_mb_max = nan\n[tflite]", 1, r"size_mb_max.*finite"),
+        ("# why\nsize_mb_max = 0\n[tflite]", 2, r"size_mb_max.*above 0"),
+        ("[tflite]\nlatency_ratio_max = -1", 2, r"latency_ratio_max.*above 0"),
+        ("memory_mb_max = 0\n[tflite]", 1, r"memory_mb_max.*above 0"),
+        ("top1_min = 75\n[tflite]", 1, r"top1_min.*between 0 and 1"),
+        ("top1_share_min = 98\n[tflite]", 1, r"top1_share_min.*between 0 and 1"),
+        ("top1_agreement_min = -0.1\n[tflite]", 1, r"top1_agreement_min.*between 0 and 1"),
+        ("top1_drop_max_points = 101\n[tflite]", 1, r"top1_drop_max_points.*at most 100"),
+        ("size_mb_max = 3\n[tflite]\n[executorch]\nsize_mb_max = 0", 4, r"size_mb_max.*above 0"),
+        ("[tflite]", 1, r"\[tflite\] has no limit: top1_min"),
+    ],
+)
+def test_a_bad_budget_is_refused_with_file_and_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"(?s)my\.toml, line {line}: .*{message}"):
+        load_budget(write(tmp_path, text), OFFERED)
+
+
+def test_what_is_no_budget_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"my\.toml is not TOML.*line 1"):
+        load_budget(write(tmp_path, "top1_min 0.5"), OFFERED)
+    with pytest.raises(ValueError, match=r"my\.toml allows no format.*\[tflite\]"):
+        load_budget(write(tmp_path, "top1_min = 0.5"), OFFERED)
+    with pytest.raises(ValueError, match=r"nowhere\.toml.*No such file"):
+        load_budget(tmp_path / "nowhere.toml", OFFERED)
+    with pytest.raises(ValueError, match="directory"):
+        load_budget(tmp_path, OFFERED)
+    with pytest.raises(ValueError, match="at least one limit"):
+        Budget()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_targets_own_budgets_can_pass_fail_and_stay_open(name: str) -> None:
+    """Every limit that a target states makes its verdict fail when it is missed by a hair."""
+    target = TARGETS[name]
+    assert target.name == name
+    budgets = target.budget()
+    assert tuple(budgets) == target.formats
+    for entry in budgets.values():
+        precision = entry.precisions[-1]
+        limits = entry.limits.stated()
+        good = measured(
+            precision=precision, latency=latency(1, 1), latency_dense=latency(2), top1_model=0.76, top1_dense=0.75
+        )
+        names = {check.name for check in judge(good, entry.limits)}
+        assert overall(judge(good, entry.limits)) == "pass"
+        for limit in names:
+            missed = {check.name: check.value for check in judge(good, entry.limits)}[limit]
+            assert missed is not None
+            tighter = missed + 1e-6 if "_min" in limit else missed - 1e-6
+            verdict = overall(judge(good, dataclasses.replace(entry.limits, **{limit: tighter})))
+            assert verdict == "fail", limit
+        nothing = judge(dataclasses.replace(good, latency=None, peak_mb=None, parity=None, top1=None), entry.limits)
+        assert overall(nothing) == "not_measured"
+        assert {"top1_share_min", "parity_psnr_db_min_reduced", "size_mb_max"} <= limits.keys()
+
+
+def test_every_budget_explains_itself() -> None:
+    for target in TARGETS.values():
+        lines = target.budget_file.read_text().splitlines()
+        assert sum(line.startswith("#") for line in lines) >= 3, target.name
+
+
+def test_old_runtimes_are_never_given_what_they_compute_wrongly(tmp_path: Path) -> None:
+    """Channel-wise dynamic int8 is silently wrong in tflite-runtime 2.14, which a Raspberry Pi may have."""
+    assert "int8-dynamic" in FORMATS["tflite"].precisions
+    for name in ("rpi4", "rpi5"):
+        assert "int8-dynamic" not in TARGETS[name].offered["tflite"]
+        assert "int8-dynamic" in TARGETS[name].offered["executorch"]
+        own = TARGETS[name].budget_file.read_text()
+        mine = write(tmp_path, re.sub(r"(\[tflite\]\nprecisions = \[)", r'\1"int8-dynamic", ', own))
+        assert mine.read_text() != own
+        with pytest.raises(ValueError, match="'int8-dynamic' is no precision of tflite here"):
+            TARGETS[name].budget(mine)
