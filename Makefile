@@ -11,7 +11,7 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo data prune deploy stage pretrain compare paper-table bench-step bench-loader test check format lock
+.PHONY: help env demo data prune deploy stage pretrain compare paper-table bench-step bench-loader bench-export test check format lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ bench-step: $(READY) ## time and memory of a training step, plain and pruning [Q
 bench-loader: $(READY) ## images per second of our training loader and timm's [QUICK WORKERS OUT]
 	@$(RUN_PIPELINE) bench-loader $(if $(QUICK),--quick) $(call options,WORKERS OUT)
 
+bench-export: $(READY) ## our exports beside stock ones and other runtimes [QUICK OUT]
+	@$(RUN_PIPELINE) bench-export $(if $(QUICK),--quick) $(call options,OUT)
+
 test: $(READY) ## run all tests
 	@$(VENV)/bin/python -m pytest
 
@@ -69,5 +72,6 @@ check: $(READY) ## ruff, types, fast tests
 format: $(READY) ## let ruff format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-lock: $(READY) ## resolve requirements.in into requirements.lock (needs uv on the PATH)
+lock: $(READY) ## resolve requirements.in and requirements-bench.in (needs uv on the PATH)
 	@uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 requirements.in -o requirements.lock
+	@uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 -c requirements.lock requirements-bench.in -o requirements-bench.txt

@@ -380,6 +380,28 @@ def bench_loader(
     output.print(f"results: {out}", soft_wrap=True)
 
 
+@app.command("bench-export", epilog=EXIT_CODES)
+def bench_export(
+    quick: Annotated[bool, typer.Option("--quick", help="DeiT-tiny, few samples.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/bench-export.json"
+    ),
+) -> None:
+    """Our exports beside stock ones and other runtimes: latency side by side, size, error, seconds of export.
+
+    Peers are timed if they are installed: pip install --require-hashes -r requirements-bench.txt
+    """
+    from pipeline import bench_export as bench
+    from pipeline.files import write_text
+    from pipeline.results import write_results
+
+    rows = bench.bench_export(quick=quick, say=_say)
+    write_results(out, "make bench-export" + (" QUICK=1" if quick else ""), rows)
+    write_text(out.with_suffix(".md"), bench.report(rows))
+    output.print(bench.report(rows), markup=False, soft_wrap=True)
+    output.print(f"results: {out}", soft_wrap=True)
+
+
 def _numbers(name: str, text: str, kind):
     try:
         if numbers := [kind(number) for number in text.split()]:
