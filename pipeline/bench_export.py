@@ -60,7 +60,9 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
                 model, view = _model(name, sparsity)
                 image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
                 want = predictor(model, view)(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy().astype(np.float64)
-                for candidate in _candidates(model, view, Path(folder) / f"{sparsity:g}", sparsity, quick, say):
+                for candidate in _candidates(
+                    model, view, Path(folder) / f"{sparsity:g}", sparsity, reduced=name == TINY, quick=quick, say=say
+                ):
                     candidate.row |= {"model": name, "sparsity": sparsity, "macs": count_macs(model)}
                     if candidate.program is not None:
                         error = candidate.program(image).astype(np.float64).reshape(want.shape) - want
@@ -86,8 +88,17 @@ def _model(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
 
 
 def _candidates(
-    model: VisionTransformer, view: View, folder: Path, sparsity: float, quick: bool, say: Callable[[str], None]
+    model: VisionTransformer,
+    view: View,
+    folder: Path,
+    sparsity: float,
+    *,
+    reduced: bool,
+    quick: bool,
+    say: Callable[[str], None],
 ) -> Iterator[Candidate]:
+    """reduced: whether to export the dense model in less than float32 too."""
+    reduced = reduced and sparsity == 0
     stock = torch.zeros(1, 3, view.size, view.size)  # normalised: what timm's model takes
     normalise = _normaliser(view)
 
@@ -119,11 +130,11 @@ def _candidates(
             runtime_version=loaded.runtime_version,
         )
         yield Candidate(row(format, "stock", "fp32", info), program)
-        for precision in module.PRECISIONS if sparsity == 0 else ("fp32",):
+        for precision in module.PRECISIONS if reduced else ("fp32",):
             path = folder / f"{precision}{module.SUFFIX}"
             info = _export(format, model, view, path, precision)
             yield Candidate(row(format, "ours", precision, info), module.load(path, THREADS))
-    for precision in FORMATS["coreml"].precisions if sparsity == 0 else ("fp16",):
+    for precision in FORMATS["coreml"].precisions if reduced else ("fp16",):
         path = folder / f"{precision}{FORMATS['coreml'].suffix}"
         info = _export("coreml", model, view, path, precision)
         yield Candidate(row("coreml", "ours", precision, info), FORMATS["coreml"].load(path, THREADS))
