@@ -296,9 +296,7 @@ def test_the_golden_logits_are_those_of_the_artifact_in_its_runtime(finished):
 def test_memory_is_what_the_artifact_adds(finished):
     folder = finished[0] / "artifacts" / "host"
     image = np.zeros((1, 64, 64, 3), np.uint8)
-    small, large = (
-        local.memory_mb("tflite", folder / f"{role}-fp32.tflite", 1, image) for role in ("pruned", "dense")
-    )
+    small, large = (local.memory_mb("tflite", folder / f"{role}-fp32.tflite", 1, image) for role in ("pruned", "dense"))
     assert 0.5 < small < large < 100
 
 

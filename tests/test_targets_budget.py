@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from test_targets_validate import AT_LIMIT, latency, measured
 
-from targets import TARGETS
+from targets import TARGETS, executorch, validate
+from targets import latency as latency_protocol
 from targets.budget import LIMITS, Budget, FormatBudget, load_budget
 from targets.formats import FORMATS
+from targets.latency import FULL, QUICK
 from targets.validate import judge, overall
 
 OFFERED = {"tflite": ("int8-weights", "fp16", "fp32"), "executorch": ("int8-dynamic", "fp32")}
@@ -128,3 +130,40 @@ def test_old_runtimes_are_never_given_what_they_compute_wrongly(tmp_path: Path) 
         assert mine.read_text() != own
         with pytest.raises(ValueError, match="'int8-dynamic' is no precision of tflite here"):
             TARGETS[name].budget(mine)
+
+
+COMMON = {
+    "top1_share_min": 0.98,
+    "parity_psnr_db_min": 80.0,
+    "parity_psnr_db_min_reduced": 25.0,
+    "top1_agreement_min": 0.95,
+}
+HOST = {**COMMON, "top1_drop_max_points": 5.0, "size_mb_max": 23.0}
+TIMED = {"latency_ratio_max": 0.9, "memory_mb_max": 200.0}
+IOS = {**COMMON, "size_mb_max": 12.0, "memory_mb_max": 100.0, "latency_p90_ms_max": 15.0}
+ANDROID = {**COMMON, "size_mb_max": 12.0, "memory_mb_max": 120.0, "latency_p90_ms_max": 25.0}
+RPI4 = {**COMMON, "size_mb_max": 23.0, "memory_mb_max": 150.0, "latency_p90_ms_max": 120.0}
+RPI5 = {**RPI4, "latency_p90_ms_max": 50.0}
+AGREED = {
+    "host": {"tflite": {**HOST, **TIMED}, "executorch": {**HOST, **TIMED}, "coreml": HOST},
+    "ios": {"coreml": IOS, "executorch-coreml": IOS},
+    "android": {"tflite": ANDROID, "executorch": ANDROID},
+    "rpi4": {"tflite": RPI4, "executorch": RPI4},
+    "rpi5": {"tflite": RPI5, "executorch": RPI5},
+    "web": {"tflite": {**COMMON, "size_mb_max": 8.0, "latency_p90_ms_max": 100.0}},
+}
+
+
+def test_every_threshold_is_what_was_agreed() -> None:
+    """Whoever moves one, in a budget or in the gate itself, has to say so here."""
+    found = {
+        name: {format: entry.limits.stated() for format, entry in target.budget().items()}
+        for name, target in TARGETS.items()
+    }
+    assert found == AGREED
+    assert (validate.GOLDEN_SHARE, validate.GOLDEN_SHARE_REDUCED) == (1e-3, 0.25)
+    assert (validate.SAME_SHARE, validate.SAME_SHARE_REDUCED) == (1e-3, 0.05)
+    assert (FULL.seconds, FULL.min_samples, FULL.warmup, FULL.cooldown_s) == (60.0, 1024, 32, 10.0)
+    assert (QUICK.seconds, QUICK.min_samples, QUICK.warmup, QUICK.cooldown_s) == (10.0, 128, 10, 1.0)
+    assert (latency_protocol.PATIENCE, latency_protocol.EARLY_SAMPLES, latency_protocol.SPREAD_MAX) == (3.0, 64, 5.0)
+    assert executorch.MAX_OPS_OUTSIDE == 0
