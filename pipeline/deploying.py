@@ -128,9 +128,8 @@ def validate(context: Context, target: Target, budgets: Budgets, protocol: Proto
         shipped = None
         for name in candidates:
             if shipped is not None:
-                reason = f"not tried: {shipped} is smaller and passes" if results[shipped]["verdict"] == "pass" else (
-                    f"not tried: {shipped} is smaller and fails nothing that could be measured"
-                )  # fmt: skip
+                how = "passes" if results[shipped]["verdict"] == "pass" else "fails nothing that could be measured"
+                reason = f"not tried: {exported[shipped]['precision']} is smaller and {how}"
                 results[name] = _nothing("not_measured", reason)
                 continue
             if exported[name]["error"]:
@@ -297,7 +296,7 @@ class _Gate:
     def _why_untimed(self, program: Program) -> str | None:
         if not self.target.is_this_machine:
             return f"no {self.target.name} device has measured it"
-        return None if program.timed else f"{program.runtime} stands in for the real runtime; its time says nothing"
+        return None if program.timed else f"no time or memory: {program.runtime} stands in for the real runtime"
 
     def _run(self, program: Program, name: str) -> np.ndarray:
         total = len(self.context.dataset.val.labels)

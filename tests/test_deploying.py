@@ -59,7 +59,7 @@ def test_the_smallest_that_passes_is_shipped_and_the_others_say_why_not(deploy):
     found = pruned_of(deploy.folder)
     assert [(p, a["shipped"], a["verdict"]) for p, a in found.items()] == [
         ("int8-weights", True, "pass"), ("fp16", False, "not_measured"), ("fp32", False, "not_measured")]  # fmt: skip
-    assert found["fp32"]["reason"] == "not tried: pruned-int8-weights.tflite is smaller and passes"
+    assert found["fp32"]["reason"] == "not tried: int8-weights is smaller and passes"
     shipped = manifest.read(deploy.folder / "artifacts" / "host" / manifest.FILE_NAME)
     assert [(f.precision, f.role) for f in shipped.files] == [("int8-weights", "pruned"), ("fp32", "dense")]
     assert shipped.files[0].measured["verdict"] == "pass"
@@ -115,7 +115,7 @@ def test_all_three_formats_on_this_machine_under_its_own_budget(run_copy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", sorted(TARGETS.keys() - {"host"}))
+@pytest.mark.parametrize("target", ["ios", "rpi4"])  # the others have no format or rule of their own
 def test_other_targets_are_proven_as_far_as_this_machine_can(run_copy, target):
     context, _ = context_of(run_copy)
     assert stages.run_deploying(context, target, protocol=BRIEF) == "not_measured"
