@@ -39,16 +39,19 @@ class Form:
     """the mean of squares as a reduction or as a linear layer to one channel, or LayerNorm itself"""
     fused_attention: bool
     """scaled_dot_product_attention instead of two products"""
+    pixel_scale: float
+    """what pixels are multiplied by before the patch embedding, which takes over the rest of their normalisation"""
     gather: bool
     """channels that a branch does not read or write are left out by index; otherwise they are zeros in its weights"""
 
 
 # XNNPACK's partitioner in ExecuTorch takes neither a mean over the last dimension nor index_select. A gather there
 # costs more than the multiplications that it saves: dense 8.1 ms, with gathers 9.6 (four blocks, 144 of 192 channels).
-TFLITE = Form(layout="NHWC", norm="mean", fused_attention=False, gather=True)
-EXECUTORCH = Form(layout="NCHW", norm="linear", fused_attention=False, gather=False)
-# Core ML knows both operations and picks their kernels; a gather may move the model off the Neural Engine.
-COREML = Form(layout="NCHW", norm="layer_norm", fused_attention=True, gather=False)
+TFLITE = Form(layout="NHWC", norm="mean", fused_attention=False, pixel_scale=1.0, gather=True)
+EXECUTORCH = Form(layout="NCHW", norm="linear", fused_attention=False, pixel_scale=1.0, gather=False)
+# Core ML knows both operations and picks their kernels. A gather may take the model off the Neural Engine, which
+# computes in float16: there, weights for pixels up to 255 would be subnormal, and hardware may take those for zero.
+COREML = Form(layout="NCHW", norm="layer_norm", fused_attention=True, pixel_scale=1 / 255, gather=False)
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -135,13 +138,13 @@ class ExportViT(nn.Module):
     """float32 RGB 0..255 -> logits (1, C).
 
     image_size: (height, width) in pixels, of the images it takes
-    layout:     NHWC: (1, height, width, 3), or NCHW: (1, 3, height, width)
+    form:       what it was made for; its layout is NHWC: (1, height, width, 3), or NCHW: (1, 3, height, width)
     """
 
     def __init__(
         self,
         image_size: tuple[int, int],
-        layout: str,
+        form: Form,
         patches: nn.Conv2d,
         prefix: Tensor,
         positions: Tensor,
@@ -150,7 +153,7 @@ class ExportViT(nn.Module):
         head: nn.Linear,
     ) -> None:
         super().__init__()
-        self.image_size, self.layout = image_size, layout
+        self.image_size, self.layout, self.pixel_scale = image_size, form.layout, form.pixel_scale
         self.patches, self.blocks, self.norm, self.head = patches, nn.ModuleList(blocks), norm, head
         self.prefix, self.positions = nn.Buffer(prefix), nn.Buffer(positions)
 
@@ -161,6 +164,8 @@ class ExportViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images_BCHW = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
+        if self.pixel_scale != 1.0:
+            images_BCHW = images_BCHW * self.pixel_scale
         x = self.patches(images_BCHW).permute(0, 2, 3, 1)
         x = torch.cat([self.prefix, x.reshape(self.positions.shape) + self.positions], 1)
         for block in self.blocks:
@@ -184,10 +189,10 @@ def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float], form:
     vit: Any = model
     tokens = len(_heads(vit))
     last = max(i for i, block in enumerate(blocks) if not _removed(block.attn))
-    patches, prefix, positions = _embedding(vit, mean, std)
+    patches, prefix, positions = _embedding(vit, mean, std, form.pixel_scale)
     exported = ExportViT(
         vit.patch_embed.img_size,
-        form.layout,
+        form,
         patches,
         prefix,
         positions,
@@ -229,12 +234,17 @@ def _removed(branch: nn.Module | None) -> bool:
     return branch is None or getattr(branch, "removed", False) is True
 
 
-def _embedding(vit: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[nn.Conv2d, Tensor, Tensor]:
-    """Patch embedding for pixels 0..255, leading tokens (1, T, D), patch positions (1, N - T, D); zero mean over D."""
+def _embedding(
+    vit: Any, mean: Sequence[float], std: Sequence[float], pixel_scale: float
+) -> tuple[nn.Conv2d, Tensor, Tensor]:
+    """Patch embedding for pixels 0..255 times pixel_scale, leading tokens (1, T, D), patch positions (1, N - T, D).
+
+    All of zero mean over D.
+    """
     weight, bias = _parameters(vit.patch_embed.proj)
     mean_t, std_t = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     bias = bias - torch.einsum("dchw,c->d", weight, mean_t / std_t)
-    weight = weight / (255 * std_t).view(1, 3, 1, 1)
+    weight = weight / (255 * pixel_scale * std_t).view(1, 3, 1, 1)
     patches = nn.Conv2d(3, len(bias), vit.patch_embed.proj.kernel_size, vit.patch_embed.proj.stride)
     _store(patches, weight - weight.mean(0), bias - bias.mean())
     tokens = (vit.cls_token, vit.reg_token, getattr(vit, "dist_token", None))

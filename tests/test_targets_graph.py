@@ -94,6 +94,19 @@ def test_export_is_exact(model: nn.Module) -> None:
     assert snr_db(model) >= 100
 
 
+def test_float16_weights_for_core_ml_are_not_subnormal() -> None:
+    model = vit()
+    with torch.no_grad():
+        model.patch_embed.proj.weight.mul_(0.02 / model.patch_embed.proj.weight.std())  # as trained ones are
+    shares = {
+        name: float(
+            (rewrite(model, MEAN, STD, form).patches.weight.abs() < torch.finfo(torch.float16).tiny).float().mean()
+        )
+        for name, form in (("tflite", TFLITE), ("coreml", COREML))
+    }
+    assert shares["coreml"] < 0.002 < 0.05 < shares["tflite"]
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     blocks=st.lists(
