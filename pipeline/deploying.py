@@ -216,15 +216,17 @@ class _Gate:
         """All checks of one pruned artifact. Latency and memory are not taken of one that has failed already."""
         entry = next(entry for entry in self.exported.files if entry.file == name)
         path, threads = self.folder / name, self.target.threads
+        promised_GC = np.array([golden.model for golden in self.exported.golden], np.float32)
+        share = GOLDEN_SHARE if entry.precision == "fp32" else GOLDEN_SHARE_REDUCED
         try:
             program = FORMATS[entry.format].load(path, threads)
         except RuntimeUnavailable as error:
             self.context.say(f"  {name}: {error}")
-            return _nothing("not_measured", str(error))
-        reduced = entry.precision != "fp32"
+            known = Measurements(precision=entry.precision, size_bytes=entry.size_bytes, unmeasured=str(error))
+            checks = [check_golden(promised_GC, None, share, str(error)), *judge(known, budget.limits)]
+            return {**_nothing(overall(checks), str(error)), "checks": [asdict(check) for check in checks]}
         golden_GC = local.logits(program, self.golden)
-        promised_GC = np.array([golden.model for golden in self.exported.golden], np.float32)
-        golden = check_golden(promised_GC, golden_GC, GOLDEN_SHARE_REDUCED if reduced else GOLDEN_SHARE)
+        golden = check_golden(promised_GC, golden_GC, share)
         found_NC = self._run(program, name)
         labels_N = self.context.dataset.val.labels
         known = Measurements(

@@ -1,11 +1,12 @@
 """docs/results/*.json: what README's numbers are made from. One row per measured thing."""
 
+import contextlib
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,27 @@ import torch
 
 from pipeline import files
 
-PACKAGES = ("torch", "timm", "accelerate", "albumentations", "litert-torch", "ai-edge-litert")
+PACKAGES = (
+    "torch",
+    "timm",
+    "accelerate",
+    "albumentations",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "executorch",
+    "torchao",
+    "coremltools",
+)
 
 
 def versions() -> dict[str, str]:
-    """Package -> version of what a run depends on."""
-    return {package: version(package) for package in PACKAGES}
+    """Package -> version of what a run depends on; what is not installed is left out."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def write_results(path: Path, command: str, rows: Sequence[dict[str, Any]]) -> None:

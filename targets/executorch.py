@@ -165,8 +165,12 @@ def runtime() -> tuple[str, str]:
     return "executorch", version("executorch")
 
 
-def minimum_runtime(path: Path) -> None:
-    """None: a .pte does not say, and ExecuTorch promises only that a runtime later than the converter runs it."""
+def minimum_runtime(path: Path) -> str:
+    """Version of the converter here, which has just made the file: ExecuTorch promises that no older runtime is needed.
+
+    A .pte itself does not say.
+    """
+    return version("executorch")
 
 
 def _runtime_modules() -> tuple[Any, Any]:

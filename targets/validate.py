@@ -79,7 +79,7 @@ class Measurements:
     """growth of a process's peak memory by the artifact, MB of 1e6 bytes"""
     parity: Parity | None = None
     unmeasured: str | None = None
-    """why there is no latency and no memory, if there is none"""
+    """why what is missing is missing, where that is known"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +129,20 @@ def judge(measurements: Measurements, budget: Budget) -> list[Check]:
             continue
         value, reason = values[name]
         fits = value is not None and (value >= limit if "_min" in name else value <= limit)
-        checks.append(_check(name, limit, value, fits, reason))
+        checks.append(_check(name, limit, value, fits, reason or m.unmeasured))
     return checks
 
 
-def check_golden(expected_GC: np.ndarray, found_GC: np.ndarray, share: float) -> Check:
-    """Whether the logits of the golden images (G) are those expected, within a share of the largest of them."""
+def check_golden(
+    expected_GC: np.ndarray, found_GC: np.ndarray | None, share: float, unmeasured: str | None = None
+) -> Check:
+    """Whether the logits of the golden images (G) are those expected, within a share of the largest of them.
+
+    found_GC: None if the artifact could not be run;  unmeasured: why
+    """
     limit = share * float(np.abs(expected_GC).max())
+    if found_GC is None:
+        return _check("golden", limit, None, False, unmeasured)
     if found_GC.shape != expected_GC.shape or not np.isfinite(found_GC).all():
         reason = f"logits are {found_GC.shape}, expected {expected_GC.shape}, all finite"
         return Check(name="golden", limit=limit, value=None, verdict="fail", reason=reason)

@@ -101,7 +101,8 @@ def test_all_three_formats_on_this_machine_under_its_own_budget(run_copy):
         path = run_copy / a["file"]
         assert sha256_of(path) == a["sha256"]
         if a["format"] == "executorch":
-            assert (a["delegates"], a["ops_outside"]) == (1, []), a["file"]
+            assert a["ops_outside"] == [], a["file"]
+            assert a["precision"] != "fp32" or a["delegates"] == 1
         if a["format"] == "coreml":
             assert a["latency_ms"] is None, "the evaluator's time is not Core ML's"
     shipped = [a for a in artifacts if a["shipped"]]
@@ -125,8 +126,13 @@ def test_other_targets_are_proven_as_far_as_this_machine_can(run_copy, target):
         checks = {check["name"]: check for check in a["checks"]}
         assert (a["latency_ms"], a["peak_mb"], a["verdict"]) == (None, None, "not_measured")
         assert checks["latency_p90_ms_max"]["verdict"] == "not_measured"
-        assert checks["latency_p90_ms_max"]["reason"] == f"no {target} device has measured it"
-        assert checks["top1_share_min"]["verdict"] == checks["golden"]["verdict"] == "pass"
+        assert checks["size_mb_max"]["verdict"] == "pass"
+        if a["format"] == "executorch-coreml":  # nothing but an Apple device runs it
+            assert checks["top1_share_min"]["verdict"] == checks["golden"]["verdict"] == "not_measured"
+            assert "Core ML" in checks["golden"]["reason"]
+        else:
+            assert checks["latency_p90_ms_max"]["reason"] == f"no {target} device has measured it"
+            assert checks["top1_share_min"]["verdict"] == checks["golden"]["verdict"] == "pass"
 
 
 @pytest.mark.parametrize(

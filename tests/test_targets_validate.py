@@ -150,6 +150,8 @@ def test_golden_logits_hold_to_their_share() -> None:
     assert (check.name, check.verdict) == ("golden", "pass")
     assert check.value == pytest.approx(0.04)
     assert check_golden(LOGITS, found, 0.01 - 1e-6).verdict == "fail"
+    missing = check_golden(LOGITS, None, 1.0, "no runtime")
+    assert (missing.value, missing.verdict, missing.reason) == (None, "not_measured", "no runtime")
     broken = LOGITS * np.float32(np.nan)
     for wrong in (LOGITS[:1], broken):
         check = check_golden(LOGITS, wrong, 1.0)
