@@ -472,7 +472,7 @@ def _deploy(
 
     with _context(folder) as context:
         verdict = stages.run_deploying(context, target, budget=budget, protocol=QUICK if quick else FULL)
-    output.print(report.summary_table(read_json(folder / "report.json")))
+    output.print(report.summary_table(read_json(folder / "report.json"), target))
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if require_all and verdict == "not_measured":
         _say("not everything could be measured, and --require all makes that a failure")

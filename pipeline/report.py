@@ -102,21 +102,24 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
     return folder / "report.html"
 
 
-def summary_table(report: Report) -> Table:
-    """The closing table of a run: dense beside what is shipped, then every check of the budget and the verdict."""
+def summary_table(report: Report, target: str | None = None) -> Table:
+    """The closing table of a run: dense beside what is shipped, then every check of the budget and the verdict.
+
+    target: only its artifacts; None: those of all targets
+    """
     table = Table(title=Text(f"{report['run']}: {report['model']} on {report['dataset']}"), box=box.ROUNDED)
     table.add_column("")
     for heading in ("dense", "pruned", "change"):
         table.add_column(heading, justify="right")
     groups: list[tuple[str, list[Comparison]]] = [("", compare_models(report))]
-    groups += [(_label(artifact), compare_artifacts(report, artifact)) for artifact in _judged(report)]
+    groups += [(_label(artifact), compare_artifacts(report, artifact)) for artifact in _judged(report, target)]
     for label, rows in groups:
         if label:
             table.add_row(Text(label, style="bold"))
         for row in rows:
             table.add_row(row.name, row.dense, row.pruned, row.change)
         table.add_section()
-    for artifact in _judged(report):
+    for artifact in _judged(report, target):
         if artifact["reason"]:
             table.add_row(Text(_label(artifact), style="bold"), "", "", Text(artifact["reason"], style="italic"))
         if artifact["checks"]:
@@ -127,14 +130,17 @@ def summary_table(report: Report) -> Table:
             told = Text(f"{sign} {CHECK_WORDS[check['verdict']]}", style=style)
             table.add_row(Text(name), Text(limit), Text(value), told)
         table.add_section()
-    sign, words, style = VERDICTS[overall_verdict(report)]
+    sign, words, style = VERDICTS[overall_verdict(report, target)]
     table.add_row(Text("verdict", style="bold"), "", "", Text(f"{sign} {words}", style=style))
     return table
 
 
-def overall_verdict(report: Report) -> str:
-    """The worst verdict of the formats: fail, else not_measured (also if there is none), else pass."""
-    verdicts = {artifact["verdict"] for artifact in _judged(report)}
+def overall_verdict(report: Report, target: str | None = None) -> str:
+    """The worst verdict of the formats: fail, else not_measured (also if there is none), else pass.
+
+    target: only its artifacts; None: those of all targets
+    """
+    verdicts = {artifact["verdict"] for artifact in _judged(report, target)}
     if "fail" in verdicts:
         return "fail"
     return "pass" if verdicts == {"pass"} else "not_measured"
@@ -213,11 +219,13 @@ def _pruned(report: Report) -> list[Report]:
     return [artifact for artifact in report["artifacts"] if artifact["role"] == "pruned"]
 
 
-def _judged(report: Report) -> list[Report]:
+def _judged(report: Report, target: str | None = None) -> list[Report]:
     """One pruned artifact per target and format, which speaks for it: the one shipped, else the last one tried."""
     chosen: dict[tuple[str, str], Report] = {}
     for artifact in _pruned(report):
         key = artifact["target"], artifact["format"]
+        if target not in (None, artifact["target"]):
+            continue
         if key not in chosen or not chosen[key]["shipped"]:
             chosen[key] = artifact
     return list(chosen.values())

@@ -107,8 +107,8 @@ def finetune(context: Context) -> Written:
     return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
 
 
-def report(context: Context) -> str:
-    """report.json, report.html and figures from what all stages left. Returns the verdict of all artifacts."""
+def report(context: Context, only: str | None = None) -> str:
+    """report.json, report.html and figures from what all stages left. Returns the verdict of the target `only`, or all."""
     contents = summarise(context.run)
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
@@ -116,7 +116,7 @@ def report(context: Context) -> str:
             found = files.read_json(context.artifacts(target) / "latency.json")
             samples |= {f"{name}, {label}": values for label, values in found.items()}
     write_report(context.run.folder, contents, context.run.log.read(), samples)
-    return overall_verdict(contents)
+    return overall_verdict(contents, only)
 
 
 TRAINING: dict[str, Callable[[Context], Written]] = {
@@ -198,7 +198,7 @@ def run_deploying(
             raise ValueError(f"stage validate needs stage {stage}, which has not finished. Run that first")
         limits = {format: entry.limits.stated() for format, entry in budgets.items()}
         inputs = {**inputs, "files": run.files(record), "budget": limits, "protocol": asdict(protocol)}
-    return report(context) if only in (None, "report") else "not_measured"
+    return report(context, name) if only in (None, "report") else "not_measured"
 
 
 def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written]) -> None:

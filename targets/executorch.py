@@ -138,7 +138,7 @@ def load(path: Path, threads: int) -> Program:
     with without_noise(NOISE):
         native = runtime_module.Runtime.get()
         if needs_coreml and not native.backend_registry.is_available(COREML_BACKEND):
-            raise RuntimeUnavailable(f"{path} is for Apple's Core ML, which is not in ExecuTorch on this machine")
+            raise RuntimeUnavailable(f"{path.name} needs Core ML, which ExecuTorch has on Apple's systems only")
         if pool._threadpool_get_thread_count() != threads:
             if _loaded:
                 raise ValueError(

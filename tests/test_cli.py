@@ -136,7 +136,7 @@ def test_a_missed_budget_is_exit_1(run, monkeypatch, verdict, code):
     assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2
     monkeypatch.setattr(stages, "run_deploying", lambda context, target, **_: verdict)
     monkeypatch.setattr("pipeline.files.read_json", lambda path: {})
-    monkeypatch.setattr("pipeline.report.summary_table", lambda report: "table")
+    monkeypatch.setattr("pipeline.report.summary_table", lambda report, target: "table")
     monkeypatch.setattr("pipeline.runs.Run.open", lambda folder: None)
     assert run("deploy", "--run", "mine")[0] == code
 

@@ -299,6 +299,17 @@ def test_what_is_shipped_speaks_for_its_format_or_else_the_last_one_tried() -> N
     assert overall_verdict(make_report(artifacts=tried[:2])) == "fail"
 
 
+def test_a_verdict_is_that_of_its_target() -> None:
+    both = make_report(artifacts=[make_artifact(), make_artifact(target="ios", verdict="fail")])
+    assert [overall_verdict(both, target) for target in ("host", "ios", "web", None)] == [
+        "pass", "fail", "not_measured", "fail"]  # fmt: skip
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(summary_table(both, "host"))
+    assert "host, tflite" in capture.get()
+    assert "ios" not in capture.get()
+
+
 def test_every_candidate_is_in_the_page_with_the_reason_why_it_is_not_shipped(tmp_path: Path) -> None:
     waits = make_artifact(precision="fp32", verdict="not_measured", shipped=False, checks=[], reason="not tried: small")
     failed = make_artifact(precision="int8", verdict="fail", shipped=False)

@@ -299,7 +299,7 @@ if __name__ == "__main__":
 
 def test_the_coreml_delegate_takes_the_whole_model(coreml_delegate: ExportInfo) -> None:
     assert (coreml_delegate.delegates, coreml_delegate.ops_outside) == (1, ())
-    with pytest.raises(RuntimeUnavailable, match=r"apple\.pte is for Apple's Core ML"):
+    with pytest.raises(RuntimeUnavailable, match=r"apple\.pte needs Core ML"):
         executorch.load(coreml_delegate.path, 1)
 
 
