@@ -108,7 +108,7 @@ def finetune(context: Context) -> Written:
 
 
 def report(context: Context, only: str | None = None) -> str:
-    """report.json, report.html and figures from what all stages left. Returns the verdict of the target `only`, or all."""
+    """report.json, report.html and figures from what all stages left. Returns the verdict: of one target, or all."""
     contents = summarise(context.run)
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
