@@ -49,7 +49,7 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
     """Rows with the keys that docs/results/bench-export.json promises, and export_seconds, export_peak_mb, speedup.
 
     ratio:   5th percentile over that of the stock TFLite file of the same model in the same run
-    speedup: stock-free: 5th percentile of the same runtime and precision for the dense model over this one's
+    speedup: 5th percentile of the same runtime and precision for the dense model over this one's
     A peer that is not installed is left out, and told.
     """
     rows = []

@@ -9,7 +9,6 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -20,6 +19,7 @@ from dap import PruneConfig, Pruner
 from pipeline import models
 from pipeline.errors import EnvironmentLacks
 from pipeline.evaluate import make_accelerator
+from targets.artifact import peak_memory_mb
 
 PROBES = ("none", "default", "reference")
 BATCH = {models.MICRO: {"cpu": 64, "cuda": 512}, "deit_tiny_patch16_224": {"cpu": 32, "cuda": 128}}
@@ -113,17 +113,16 @@ def _peak_mb(name: str, batch: int, probe: str) -> float:
         for _ in range(4):
             step()
         return torch.cuda.max_memory_allocated() / 1e6
-    before = _peak_resident_bytes()
+    before = _peak_resident_mb()
     step = _stepper(name, batch, probe)
     for _ in range(4):
         step()
-    return (_peak_resident_bytes() - before) / 1e6
+    return _peak_resident_mb() - before
 
 
-def _peak_resident_bytes() -> int:
+def _peak_resident_mb() -> float:
     """Peak resident memory of this process. Not getrusage's: a process inherits that from the one that started it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    peak_mb = peak_memory_mb()
+    if peak_mb is None:
         raise EnvironmentLacks("peak memory is read from /proc/self/status, which this system does not have")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return peak_mb

@@ -302,7 +302,7 @@ class _Gate:
 
     def _run(self, program: Program, name: str) -> np.ndarray:
         total = len(self.context.dataset.val.labels)
-        counted = partial(_counted, self.context, f"{name}", total)
+        counted = partial(_counted, self.context, name, total)
         return local.logits(program, counted(_one_by_one(self.context.val_batches)))
 
 

@@ -1,7 +1,7 @@
 """The file formats: how each is made, loaded and fed. To add one: a file like tflite.py and an entry here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,45 +30,29 @@ class Format:
     """of the input"""
 
 
+def _of(module: Any, *, layout: str, dtype: str) -> Format:
+    """The format that a module of this package makes."""
+    return Format(
+        suffix=module.SUFFIX,
+        precisions=module.PRECISIONS,
+        export=module.export,
+        load=module.load,
+        minimum_runtime=module.minimum_runtime,
+        layout=layout,
+        dtype=dtype,
+    )
+
+
 def _coreml_delegate(model: nn.Module, *, precision: str, calibration: Any, **options: Any) -> ExportInfo:
     return executorch.export_coreml_delegate(model, **options)
 
 
+_EXECUTORCH = _of(executorch, layout="NCHW", dtype="float32")
 FORMATS: dict[str, Format] = {
-    "tflite": Format(
-        suffix=tflite.SUFFIX,
-        precisions=tflite.PRECISIONS,
-        export=tflite.export,
-        load=tflite.load,
-        minimum_runtime=tflite.minimum_runtime,
-        layout="NHWC",
-        dtype="float32",
+    "tflite": _of(tflite, layout="NHWC", dtype="float32"),
+    "executorch": _EXECUTORCH,
+    "executorch-coreml": replace(
+        _EXECUTORCH, suffix=f".coreml{executorch.SUFFIX}", precisions=("fp16",), export=_coreml_delegate
     ),
-    "executorch": Format(
-        suffix=executorch.SUFFIX,
-        precisions=executorch.PRECISIONS,
-        export=executorch.export,
-        load=executorch.load,
-        minimum_runtime=executorch.minimum_runtime,
-        layout="NCHW",
-        dtype="float32",
-    ),
-    "executorch-coreml": Format(
-        suffix=f".coreml{executorch.SUFFIX}",
-        precisions=("fp16",),
-        export=_coreml_delegate,
-        load=executorch.load,
-        minimum_runtime=executorch.minimum_runtime,
-        layout="NCHW",
-        dtype="float32",
-    ),
-    "coreml": Format(
-        suffix=coreml.SUFFIX,
-        precisions=coreml.PRECISIONS,
-        export=coreml.export,
-        load=coreml.load,
-        minimum_runtime=coreml.minimum_runtime,
-        layout="image",
-        dtype="uint8",
-    ),
+    "coreml": _of(coreml, layout="image", dtype="uint8"),
 }
