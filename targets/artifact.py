@@ -59,6 +59,12 @@ class Program:
         return self.run(self.prepare(image))
 
 
+def check_precision(format: str, precision: str, known: Sequence[str]) -> None:
+    """Raises ValueError for a precision that the format is not made in."""
+    if precision not in known:
+        raise ValueError(f"{format} has no precision {precision!r}; it has {', '.join(known)}")
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file; of a folder, that of its sorted `SHA-256 name` lines, one per file in it."""
     if path.is_dir():

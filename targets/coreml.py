@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from targets import mil
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert
+from targets.artifact import ExportInfo, Program, RuntimeUnavailable, check_precision, convert
 from targets.graph import COREML, rewrite
 
 SUFFIX = ".mlpackage"
@@ -71,8 +71,7 @@ def export(
     Raises ValueError for a model without exact export form, another ending or an unknown precision, RuntimeUnavailable
     without the converter.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"coreml has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
+    check_precision("coreml", precision, PRECISIONS)
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"{path}: a Core ML package's name ends in {SUFFIX}")
     if find_spec("coremltools") is None:

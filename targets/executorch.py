@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from targets import coreml, mil
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert, without_noise
+from targets.artifact import ExportInfo, Program, RuntimeUnavailable, check_precision, convert, without_noise
 from targets.graph import COREML, EXECUTORCH, ExportViT, rewrite
 
 SUFFIX = ".pte"
@@ -67,8 +67,7 @@ def export(
     or do not fit, or a model of which more than MAX_OPS_OUTSIDE operations stay outside the delegate;
     RuntimeUnavailable without the converter.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"executorch has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
+    check_precision("executorch", precision, PRECISIONS)
     if find_spec("executorch") is None:
         raise RuntimeUnavailable("no ExecuTorch converter: pip install executorch")
     graph = rewrite(model, mean, std, EXECUTORCH)

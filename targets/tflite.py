@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert, without_noise
+from targets.artifact import ExportInfo, Program, RuntimeUnavailable, check_precision, convert, without_noise
 from targets.graph import TFLITE, rewrite
 
 SUFFIX = ".tflite"
@@ -69,8 +69,7 @@ def export(
     Raises ValueError for a model without exact export form, an unknown precision or no fitting calibration images,
     RuntimeUnavailable without the converter.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"tflite has no precision {precision!r}; it has {', '.join(PRECISIONS)}")
+    check_precision("tflite", precision, PRECISIONS)
     if find_spec("litert_torch") is None:
         raise RuntimeUnavailable("no TFLite converter: pip install litert-torch")
     graph = rewrite(model, mean, std, TFLITE)
