@@ -1,10 +1,12 @@
 """The stages of one target: export each precision that its budget allows, then ship the smallest that keeps to it."""
 
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +19,12 @@ from pipeline.context import Context, Results, Written
 from pipeline.evaluate import predictor
 from pipeline.results import versions
 from targets import Target, manifest
-from targets.artifact import Program, RuntimeUnavailable
+from targets.artifact import Program, RuntimeUnavailable, sha256_of
 from targets.budget import FormatBudget
-from targets.devices import local
+from targets.devices.job import GOLDEN, IMAGES, Device, DeviceError, DeviceResult, Job, rows_of, write_result
+from targets.devices.measure import logits
 from targets.formats import FORMATS
-from targets.latency import LatencyResult, Protocol
+from targets.latency import Protocol
 from targets.manifest import ArtifactFile, Golden, InputSpec, Manifest
 from targets.validate import (
     GOLDEN_SHARE,
@@ -38,6 +41,10 @@ from targets.validate import (
 
 GOLDEN_IMAGES = 8
 CALIBRATION_IMAGES = 64
+DEVICE_IMAGES = 256
+"""validation images that go to a device, evenly spread"""
+RESULTS = "device"
+"""folder of what devices answered, one file an artifact"""
 EXPORTED = "exported.json"
 """manifest of everything that was exported; manifest.json names what is shipped"""
 
@@ -113,12 +120,14 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
     return written, results
 
 
-def validate(context: Context, target: Target, budgets: Budgets, protocol: Protocol) -> Written:
+def validate(context: Context, target: Target, budgets: Budgets, protocol: Protocol, device: Device | None) -> Written:
     """Try the candidates of each format, smallest file first, until one keeps to the budget; that one is shipped.
 
-    If none passes, but one could not be measured and does not fail, that one is; its verdict is not_measured.
+    If none passes, but one could not be measured and does not fail, that one is; its verdict is not_measured. What
+    does not fail on this machine goes to the device. If that breaks off, what it would have measured is not measured,
+    and the result "broke_off" says why.
     """
-    gate = _Gate.of(context, target, protocol)
+    gate = _Gate.of(context, target, protocol, device)
     exported = context.run.results(f"export {target.name}")
     results: Results = {}
     for format, budget in budgets.items():
@@ -143,15 +152,23 @@ def validate(context: Context, target: Target, budgets: Budgets, protocol: Proto
                 shipped = name
                 results[name]["shipped"] = not exported[name]["error"]
     written = gate.write(results)
-    return written, {"device": gate.device, "threads": target.threads, "protocol": protocol.name, "artifacts": results}
+    return written, {
+        "device": device.description if device else None,
+        "broke_off": gate.broke_off,
+        "threads": target.threads,
+        "protocol": protocol.name,
+        "artifacts": results,
+    }
 
 
 @dataclass
 class _Dense:
     """The dense artifact of a format, which candidates are held against."""
 
-    program: Program | None
-    top1: float | None
+    program: Program | None = None
+    file: str | None = None
+    logits: np.ndarray | None = None
+    """(N, C)"""
 
 
 @dataclass
@@ -161,108 +178,177 @@ class _Gate:
     context: Context
     target: Target
     protocol: Protocol
+    device: Device | None
     folder: Path
     exported: Manifest
-    device: dict[str, Any]
     small_logits: np.ndarray
     """(N, C) for the validation images, in PyTorch"""
     dense_logits: np.ndarray
     golden: list[np.ndarray]
     """RGB (1, H, W, 3) uint8"""
-    samples: dict[str, list[float]]
-    golden_logits: dict[str, np.ndarray]
+    on_device: np.ndarray
+    """rows of the validation images that go to the device"""
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    golden_logits: dict[str, np.ndarray] = field(default_factory=dict)
+    written: list[Path] = field(default_factory=list)
+    broke_off: str | None = None
+    """why the device is of no use any more"""
 
     @staticmethod
-    def of(context: Context, target: Target, protocol: Protocol) -> "_Gate":
+    def of(context: Context, target: Target, protocol: Protocol, device: Device | None) -> "_Gate":
         folder = context.artifacts(target)
         exported = manifest.read(folder / EXPORTED)
         if exported.labels != context.dataset.classes:
             raise ValueError(f"{folder / EXPORTED} has other labels than the data set. Export again")
+        shutil.rmtree(folder / RESULTS, ignore_errors=True)
+        count = len(context.dataset.val.labels)
         return _Gate(
             context=context,
             target=target,
             protocol=protocol,
+            device=device,
             folder=folder,
             exported=exported,
-            device=local.describe(),
             small_logits=_logits(context, load_compact(context.model_folder)),
             dense_logits=_logits(context, context.dense_model()),
             golden=[np.asarray(Image.open(folder / entry.file).convert("RGB"))[None] for entry in exported.golden],
-            samples={},
-            golden_logits={},
+            on_device=np.unique(np.linspace(0, count - 1, DEVICE_IMAGES).astype(np.int64)),
         )
 
     def dense(self, name: str) -> tuple[_Dense, Results]:
         """The dense artifact through its runtime. It is compared with, not shipped as a product: no budget."""
         entry = next((entry for entry in self.exported.files if entry.file == name), None)
         if entry is None:
-            return _Dense(None, None), _nothing("not_measured", "it could not be exported")
+            return _Dense(), _nothing("not_measured", "it could not be exported")
         try:
             program = FORMATS[entry.format].load(self.folder / name, self.target.threads)
         except RuntimeUnavailable as error:
-            return _Dense(None, None), _nothing("not_measured", str(error))
+            return _Dense(), _nothing("not_measured", str(error))
         found_NC = self._run(program, name)
         trained = self.context.run.config.dense is not None
-        accuracy = top1(found_NC, self.context.dataset.val.labels) if trained else None
         found = _nothing("not_measured", None)
         found |= {
             "parity": asdict(parity(self.dense_logits, found_NC)),
-            "top1": None if accuracy is None else 100 * accuracy,
+            "top1": 100 * top1(found_NC, self.context.dataset.val.labels) if trained else None,
             "runtime": f"{program.runtime} {program.runtime_version}",
         }
-        return _Dense(program, accuracy), found
+        return _Dense(program, name, found_NC if trained else None), found
 
     def candidate(self, name: str, budget: FormatBudget, dense: _Dense) -> Results:
-        """All checks of one pruned artifact. Latency and memory are not taken of one that has failed already."""
+        """All checks of one pruned artifact: on this machine, then, unless it has failed, on the device."""
         entry = next(entry for entry in self.exported.files if entry.file == name)
-        path, threads = self.folder / name, self.target.threads
         promised_GC = np.array([golden.model for golden in self.exported.golden], np.float32)
         share = GOLDEN_SHARE if entry.precision == "fp32" else GOLDEN_SHARE_REDUCED
         try:
-            program = FORMATS[entry.format].load(path, threads)
+            program = FORMATS[entry.format].load(self.folder / name, self.target.threads)
         except RuntimeUnavailable as error:
             self.context.say(f"  {name}: {error}")
             known = Measurements(precision=entry.precision, size_bytes=entry.size_bytes, unmeasured=str(error))
             checks = [check_golden(promised_GC, None, share, str(error)), *judge(known, budget.limits)]
             return {**_nothing(overall(checks), str(error)), "checks": [asdict(check) for check in checks]}
-        golden_GC = local.logits(program, self.golden)
-        golden = check_golden(promised_GC, golden_GC, share)
+        self.golden_logits[name] = golden_GC = logits(program, self.golden)
+        goldens = [check_golden(promised_GC, golden_GC, share)]
         found_NC = self._run(program, name)
-        labels_N = self.context.dataset.val.labels
-        known = Measurements(
-            precision=entry.precision,
-            top1=top1(found_NC, labels_N),
-            top1_model=top1(self.small_logits, labels_N),
-            top1_dense=dense.top1,
-            size_bytes=entry.size_bytes,
-            parity=parity(self.small_logits, found_NC),
-            unmeasured=self._why_untimed(program),
-        )
-        latencies: dict[str, LatencyResult] = {}
-        if known.unmeasured is None and overall([golden, *judge(known, budget.limits)]) == "fail":
+        everything = np.arange(len(found_NC))
+        known = self._accuracy(entry, found_NC, dense, everything)
+        runtime, result = f"{program.runtime} {program.runtime_version}", None
+        if overall([*goldens, *judge(known, budget.limits)]) == "fail":
             known = replace(known, unmeasured="it has failed already")
-        elif known.unmeasured is None:
-            self.context.say(f"  {name}: {self.protocol.seconds:g} s of latency")
-            programs = {"pruned": program} | ({"dense": dense.program} if dense.program else {})
-            latencies = local.time(programs, self.golden[0], self.protocol)
-            peak_mb = local.memory_mb(entry.format, path, threads, self.golden[0])
-            known = replace(known, latency=latencies["pruned"], latency_dense=latencies.get("dense"), peak_mb=peak_mb)
-            for role, latency in latencies.items():
-                label = f"pruned {entry.format} {entry.precision}" if role == "pruned" else f"dense {entry.format}"
-                self.samples[label] = list(latency.samples_ms)
-        self.golden_logits[name] = golden_GC
-        checks = [golden, *judge(known, budget.limits)]
+        elif reason := self._why_untried(program):
+            known = replace(known, unmeasured=reason)
+        else:
+            try:
+                result = self._on_device(entry, dense, golden_GC)
+            except DeviceError as error:
+                self.broke_off = str(error)
+                self.context.say(f"  {error}")
+                known = replace(known, unmeasured=str(error))
+        if result is not None and result.refused:
+            return {**_nothing("fail", result.refused), "size_bytes": entry.size_bytes}
+        if result is not None:
+            runtime = f"{result.runtime} {result.runtime_version}"
+            if self.target.driver != "local":  # what this machine computed says less than what the device did
+                same = SAME_SHARE if entry.precision == "fp32" else SAME_SHARE_REDUCED
+                there_GC = np.array(result.golden, np.float32)
+                goldens.append(replace(check_golden(golden_GC, there_GC, same), name="golden_on_device"))
+                there_NC = np.array(result.logits, np.float32)
+                known = self._accuracy(entry, there_NC, dense, self.on_device)
+            known = replace(
+                known,
+                latency=result.latency.get(name),
+                latency_dense=result.latency.get(dense.file or ""),
+                peak_mb=result.peak_mb,
+                unmeasured=self.target.why_untimed(result.device),
+            )
+            if known.unmeasured:
+                known = replace(known, latency=None, latency_dense=None, peak_mb=None)
+        checks = [*goldens, *judge(known, budget.limits)]
         return {
             **_nothing(overall(checks), known.unmeasured),
             "parity": asdict(known.parity) if known.parity else None,
             "top1": None if known.top1 is None else 100 * known.top1,
-            "latency_ms": latencies["pruned"].to_json() if latencies else None,
-            "latency_dense_ms": latencies["dense"].to_json() if "dense" in latencies else None,
+            "images": len(found_NC) if self.target.driver == "local" or result is None else len(self.on_device),
+            "latency_ms": known.latency.to_json() if known.latency else None,
+            "latency_dense_ms": known.latency_dense.to_json() if known.latency_dense else None,
             "peak_mb": known.peak_mb,
-            "runtime": f"{program.runtime} {program.runtime_version}",
+            "runtime": runtime,
+            "conditions": {"before": result.before, "after": result.after} if result else None,
             "budget": budget.limits.stated(),
             "checks": [asdict(check) for check in checks],
         }
+
+    def _accuracy(self, entry: ArtifactFile, found_NC: np.ndarray, dense: _Dense, rows_N: np.ndarray) -> Measurements:
+        """Top-1 and parity of logits of these rows of the validation images; the other models' are those of the same.
+
+        found_NC: (len(rows_N), C)
+        """
+        labels_N = self.context.dataset.val.labels[rows_N]
+        return Measurements(
+            precision=entry.precision,
+            top1=top1(found_NC, labels_N),
+            top1_model=top1(self.small_logits[rows_N], labels_N),
+            top1_dense=None if dense.logits is None else top1(dense.logits[rows_N], labels_N),
+            size_bytes=entry.size_bytes,
+            parity=parity(self.small_logits[rows_N], found_NC),
+        )
+
+    def _on_device(self, entry: ArtifactFile, dense: _Dense, golden_GC: np.ndarray) -> DeviceResult:
+        """What the device finds of a candidate, timed beside the dense artifact. Raises DeviceError."""
+        assert self.device is not None, "a candidate is tried on a device that there is"
+        names = [entry.file, dense.file] if dense.file else [entry.file]
+        self.context.say(f"  {entry.file}: {self.protocol.seconds:g} s of latency on {self.device.name}")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for file in names:
+                (folder / file).symlink_to((self.folder / file).resolve())
+            _write_pictures(folder / GOLDEN, self.golden)
+            _write_pictures(folder / IMAGES, _chosen(_one_by_one(self.context.val_batches), self.on_device))
+            job = Job(
+                id=uuid.uuid4().hex,
+                format=entry.format,
+                files=tuple(names),
+                sha256={file: sha256_of(folder / file) for file in (*names, GOLDEN, IMAGES)},
+                threads=self.target.threads,
+                height=self.exported.input.height,
+                width=self.exported.input.width,
+                classes=len(self.exported.labels),
+                golden=rows_of(golden_GC),
+                labels=tuple(self.context.dataset.val.labels[self.on_device].tolist()),
+                protocol=self.protocol,
+                memory=True,
+            )
+            result = self.device.run(job, folder, lambda what, done, total: self._tell(what, done, total))
+        kept = self.folder / RESULTS / f"{entry.file}.json"
+        kept.parent.mkdir(exist_ok=True)
+        self.written.append(write_result(result, kept))
+        for file, latency in result.latency.items():
+            role = f"pruned {entry.format} {entry.precision}" if file == entry.file else f"dense {entry.format}"
+            if latency.valid and not self.target.why_untimed(result.device):
+                self.samples[role] = list(latency.samples_ms)
+        return result
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        self.context.progress(f"{what} on {self.target.name}", done, total, {})
 
     def write(self, results: Results) -> list[Path]:
         """manifest.json of what is shipped, with its figures, and the single latencies."""
@@ -274,10 +360,11 @@ class _Gate:
         path = self.folder / manifest.FILE_NAME
         path.unlink(missing_ok=True)  # what does not pass is not left for an app to find
         if not shipped:
-            return [samples]
+            return [samples, *self.written]
         keys = ("top1", "parity", "latency_ms", "peak_mb", "runtime", "checks", "verdict")
+        device = self.device.description if self.device else None
         measured = [
-            replace(entry, measured={"device": self.device, **{key: results[entry.file][key] for key in keys}})
+            replace(entry, measured={"device": device, **{key: results[entry.file][key] for key in keys}})
             for entry in (*shipped, *beside)
         ]
         golden = tuple(
@@ -293,22 +380,24 @@ class _Gate:
         )
         shares = {entry.file: SAME_SHARE if entry.precision == "fp32" else SAME_SHARE_REDUCED for entry in shipped}
         contents = replace(self.exported, files=tuple(measured), golden=golden, golden_share=shares)
-        return [samples, manifest.write(contents, path)]
+        return [samples, *self.written, manifest.write(contents, path)]
 
-    def _why_untimed(self, program: Program) -> str | None:
-        if not self.target.is_this_machine:
+    def _why_untried(self, program: Program) -> str | None:
+        if self.device is None:
             return f"no {self.target.name} device has measured it"
-        return None if program.timed else f"no time or memory: {program.runtime} stands in for the real runtime"
+        if not program.timed and self.target.driver == "local":
+            return f"no time or memory: {program.runtime} stands in for the real runtime"
+        return self.broke_off
 
     def _run(self, program: Program, name: str) -> np.ndarray:
         total = len(self.context.dataset.val.labels)
         counted = partial(_counted, self.context, name, total)
-        return local.logits(program, counted(_one_by_one(self.context.val_batches)))
+        return logits(program, counted(_one_by_one(self.context.val_batches)))
 
 
 def _nothing(verdict: str, reason: str | None) -> Results:
     """The results of an artifact of which nothing is measured."""
-    keys = ("parity", "top1", "latency_ms", "latency_dense_ms", "peak_mb", "runtime", "budget")
+    keys = ("parity", "top1", "images", "latency_ms", "latency_dense_ms", "peak_mb", "runtime", "conditions", "budget")
     return {**dict.fromkeys(keys), "checks": [], "verdict": verdict, "reason": reason, "shipped": False}
 
 
@@ -338,6 +427,18 @@ def _one_by_one(batches: Iterable) -> Iterator[np.ndarray]:
     for images, _ in batches:
         for image in images:
             yield image[None].permute(0, 2, 3, 1).numpy()
+
+
+def _chosen(images: Iterable[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
+    wanted = set(rows.tolist())
+    return (image for row, image in enumerate(images) if row in wanted)
+
+
+def _write_pictures(path: Path, images: Iterable[np.ndarray]) -> None:
+    """RGB (1, H, W, 3) uint8 one after the other, as a job has them."""
+    with open(path, "wb") as file:
+        for image in images:
+            file.write(np.ascontiguousarray(image, np.uint8).tobytes())
 
 
 def _counted(context: Context, name: str, total: int, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

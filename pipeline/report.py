@@ -30,6 +30,7 @@ VERDICTS = {  # sign, words, rich style: a verdict is never told by colour alone
 }
 CHECKS = {  # a budget's key: how it is called, unit and the factor that leads to it
     "golden": ("largest golden logit error", "", 1),
+    "golden_on_device": ("the same between machines", "", 1),
     "top1_min": ("top-1", "%", 100),
     "top1_share_min": ("top-1 kept by the export", "%", 100),
     "top1_drop_max_points": ("top-1 lost against dense", "points", 1),
@@ -88,6 +89,7 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
         headline=headline,
         artifact=compare_artifacts(report, headline) if headline else [],
         judged=_judged(report),
+        devices=_devices(report),
         runtimes=sorted({(a["format"], a["runtime"]) for a in report["artifacts"] if a["runtime"]}),
         pruned=_pruned(report),
         drawn=drawn,
@@ -233,6 +235,34 @@ def _judged(report: Report, target: str | None = None) -> list[Report]:
 
 def _label(artifact: Report) -> str:
     return f"{artifact['target']}, {artifact['format']} {artifact['precision']}"
+
+
+def _devices(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What measured each target's artifacts, in words; a target that no device has measured is left out."""
+    found = {}
+    for artifact in _judged(report):
+        device, conditions = artifact["device"], artifact["conditions"] or {"before": {}, "after": {}}
+        if not device or (artifact["target"] in found and not artifact["conditions"]):
+            continue
+        facts = [
+            ("device", device["device"]),
+            ("processor", device["cpu"]),
+            ("cores", str(device["cores"])),
+            ("threads", str(artifact["threads"])),
+            ("system", f"{device['os']}, {device['arch']}"),
+            ("protocol", artifact["protocol"]),
+        ]
+        if device.get("emulated"):
+            facts.append(("emulated by", device["emulated"]))
+        units = {"governor": "", "temperature_c": "°C", "throttled": "", "battery": ""}
+        for key, unit in units.items():
+            values = [conditions[when].get(key) for when in ("before", "after")]
+            if values[0] is not None and values[1] is not None:
+                shown = [show(value, unit) for value in values]
+                changed = shown[0] if shown[0] == shown[1] else f"{shown[0]} before, {shown[1]} after"
+                facts.append((key.removesuffix("_c"), changed))
+        found[artifact["target"]] = facts
+    return list(found.items())
 
 
 def _headline(report: Report) -> Report | None:

@@ -9,7 +9,7 @@ import numpy as np
 from timm.models import VisionTransformer
 
 from pipeline.data import View
-from targets import TARGETS, tflite
+from targets import TARGETS, tflite, tflite_program
 from targets.latency import LatencyResult, Protocol, measure
 
 SECONDS, SAMPLES, WARMUP = 5.0, 100, 10
@@ -31,7 +31,7 @@ def latencies(
             say(f"  exporting {name}")
             path = Path(folder) / f"{number}.tflite"
             tflite.export(model.eval(), mean=view.mean, std=view.std, path=path)
-            programs[name] = tflite.load(path, threads)
+            programs[name] = tflite_program.load(path, threads)
         image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
         calls = {name: partial(program.run, program.prepare(image)) for name, program in programs.items()}
         say(f"  timing {len(calls)} models side by side")

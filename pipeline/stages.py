@@ -29,6 +29,8 @@ from pipeline.results import versions
 from pipeline.summary import summarise
 from targets import TARGETS
 from targets.artifact import RuntimeUnavailable
+from targets.devices.drivers import connect
+from targets.devices.job import DeviceError
 from targets.graph import rewrite
 from targets.latency import FULL, Protocol
 
@@ -161,12 +163,14 @@ def run_deploying(
     *,
     budget: Path | None = None,
     protocol: Protocol = FULL,
+    device: str | None = None,
 ) -> str:
     """Export for the target called `name`, validate, report; or only one of them. Returns the verdict.
 
-    budget: a file in place of the target's own;  protocol: how long latency is measured
+    budget: a file in place of the target's own;  protocol: how long latency is measured;  device: as connect takes it
     Raises ValueError for an unknown target, a budget that cannot be read, or if the run has no small model yet;
-    EnvironmentLacks if nothing can be exported here, with a report in which nothing of it is measured.
+    EnvironmentLacks if nothing can be exported here, with a report in which nothing of it is measured, or if the device
+    cannot be reached.
     """
     if name not in TARGETS:
         raise ValueError(f"TARGET={name} is unknown. Known: {', '.join(TARGETS)}")
@@ -175,9 +179,13 @@ def run_deploying(
     if "top1" not in run.results("finetune"):
         hint = "METHOD=dense makes none" if run.config.method == "dense" else "Finish `make prune` first"
         raise ValueError(f"{run.folder} has no small model. {hint}")
+    try:
+        connected = connect(target, device, context.say) if only in (None, "validate") else None
+    except DeviceError as error:
+        raise EnvironmentLacks(str(error)) from error
     stages: dict[str, Callable[[], Written]] = {
         "export": partial(export, context, target, budgets),
-        "validate": partial(validate, context, target, budgets, protocol),
+        "validate": partial(validate, context, target, budgets, protocol, connected),
     }
     inputs: dict[str, Any] = {
         "files": {stage: run.files(stage) for stage in TRAINING},
@@ -198,6 +206,9 @@ def run_deploying(
             raise ValueError(f"stage validate needs stage {stage}, which has not finished. Run that first")
         limits = {format: entry.limits.stated() for format, entry in budgets.items()}
         inputs = {**inputs, "files": run.files(record), "budget": limits, "protocol": asdict(protocol)}
+        inputs["device"] = connected.description if connected else None
+        if run.results(f"validate {name}").get("broke_off"):
+            inputs["again"] = time.time()  # what a device left unfinished is tried again
     return report(context, name) if only in (None, "report") else "not_measured"
 
 

@@ -49,7 +49,18 @@ def summarise(run: Run) -> dict[str, Any]:
 
 def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
     exported, validated = run.results(f"export {target}"), run.results(f"validate {target}")
-    keys = ("parity", "top1", "latency_ms", "latency_dense_ms", "peak_mb", "runtime", "budget", "reason")
+    keys = (
+        "parity",
+        "top1",
+        "latency_ms",
+        "latency_dense_ms",
+        "peak_mb",
+        "runtime",
+        "budget",
+        "reason",
+        "images",
+        "conditions",
+    )
     artifacts = []
     for file, entry in exported.items():
         measured = validated.get("artifacts", {}).get(file, {})

@@ -3,9 +3,10 @@
 To add a target: an entry in TARGETS and a budget in budgets/; for a new format see formats.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from targets.budget import FormatBudget, load_budget
 from targets.formats import FORMATS
@@ -31,8 +32,14 @@ class Target:
     threads: int
     allowed_width: Callable[[str, int], bool] | None = xnnpack_width
     """whether a linear layer of n outputs runs well: "qkv" (n = heads x head width) or "hidden"; None: all widths do"""
-    is_this_machine: bool = False
-    """whether latency and memory that are measured here are the target's"""
+    driver: Literal["local", "ssh", "browser"] | None = None
+    """what reaches a device of it; None: nothing does yet, and its latency and memory are not measured"""
+    board: str | None = None
+    """how such a device names itself in its device tree; on another one latency does not count"""
+    machines: tuple[str, ...] = ()
+    """what `uname -m` says there; no other is taken; none: any"""
+    app: str | None = None
+    """folder below apps/ whose app runs its artifacts"""
     old_tflite: bool = False
     """whether tflite-runtime 2.14 may be what runs its TFLite files"""
 
@@ -45,6 +52,12 @@ class Target:
             for name in self.formats
         }
 
+    def why_untimed(self, device: Mapping[str, Any]) -> str | None:
+        """Why the time on a device (as DeviceResult.device has it) is not the target's; None if it is."""
+        if self.board and not str(device["device"]).startswith(self.board):
+            return f"{device['device']} is not a {self.board}"
+        return None
+
     @property
     def budget_file(self) -> Path:
         """The budget unless the user names another."""
@@ -55,15 +68,28 @@ class Target:
         return load_budget(path or self.budget_file, self.offered)
 
 
+def _raspberry_pi(name: str, board: str) -> Target:
+    return Target(
+        name=name,
+        formats=("tflite", "executorch"),
+        threads=4,
+        old_tflite=True,
+        driver="ssh",
+        board=board,
+        machines=("aarch64",),
+        app="raspberry-pi",
+    )
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         # A second thread gains nothing for a model of a few milliseconds, and waits when another process has its core.
-        Target(name="host", formats=("tflite", "executorch", "coreml"), threads=1, is_this_machine=True),
+        Target(name="host", formats=("tflite", "executorch", "coreml"), threads=1, driver="local"),
         Target(name="ios", formats=("coreml", "executorch-coreml"), threads=2, allowed_width=None),
         Target(name="android", formats=("tflite", "executorch"), threads=2),
-        Target(name="rpi4", formats=("tflite", "executorch"), threads=4, old_tflite=True),
-        Target(name="rpi5", formats=("tflite", "executorch"), threads=4, old_tflite=True),
-        Target(name="web", formats=("tflite",), threads=1),
+        _raspberry_pi("rpi4", "Raspberry Pi 4"),
+        _raspberry_pi("rpi5", "Raspberry Pi 5"),
+        Target(name="web", formats=("tflite",), threads=1, driver="browser", app="web"),
     )
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from targets import coreml, executorch, tflite
+from targets import coreml, executorch, tflite, tflite_program
 from targets.artifact import ExportInfo, Program
 
 
@@ -30,13 +30,13 @@ class Format:
     """of the input"""
 
 
-def _of(module: Any, *, layout: str, dtype: str) -> Format:
+def _of(module: Any, load: Callable[[Path, int], Program], *, layout: str, dtype: str) -> Format:
     """The format that a module of this package makes."""
     return Format(
         suffix=module.SUFFIX,
         precisions=module.PRECISIONS,
         export=module.export,
-        load=module.load,
+        load=load,
         minimum_runtime=module.minimum_runtime,
         layout=layout,
         dtype=dtype,
@@ -47,12 +47,12 @@ def _coreml_delegate(model: nn.Module, *, precision: str, calibration: Any, **op
     return executorch.export_coreml_delegate(model, **options)
 
 
-_EXECUTORCH = _of(executorch, layout="NCHW", dtype="float32")
+_EXECUTORCH = _of(executorch, executorch.load, layout="NCHW", dtype="float32")
 FORMATS: dict[str, Format] = {
-    "tflite": _of(tflite, layout="NHWC", dtype="float32"),
+    "tflite": _of(tflite, tflite_program.load, layout="NHWC", dtype="float32"),
     "executorch": _EXECUTORCH,
     "executorch-coreml": replace(
         _EXECUTORCH, suffix=f".coreml{executorch.SUFFIX}", precisions=("fp16",), export=_coreml_delegate
     ),
-    "coreml": _of(coreml, layout="image", dtype="uint8"),
+    "coreml": _of(coreml, coreml.load, layout="image", dtype="uint8"),
 }

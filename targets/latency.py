@@ -15,7 +15,7 @@ the machine then hits all of them, and their ratio stays meaningful where their 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +149,38 @@ def _p90_bound(samples_ms: np.ndarray) -> float:
     return float(samples_ms.max())
 
 
+def invalid(result: LatencyResult, why: str) -> LatencyResult:
+    """The same figures, not to be believed."""
+    return replace(result, valid=False, why_invalid=why)
+
+
 def conditions() -> dict[str, Any]:
-    """What may slow this machine down, where the system tells: governor and temperatures in degrees Celsius."""
-    governors = {
-        path.read_text().strip() for path in Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/scaling_governor")
+    """What may slow this machine down, where the system tells.
+
+    governor; temperature_c: of the hottest sensor; throttled: a Raspberry Pi firmware's flags, "0x0" if all is well
+    (bit 0: under-voltage, 1: frequency capped, 2: throttled, 3: soft temperature limit; from bit 16: since boot);
+    battery: percent and state
+    """
+    system = Path("/sys")
+    governors = {_line(path) for path in system.glob("devices/system/cpu/cpu*/cpufreq/scaling_governor")} - {None}
+    temperatures = [_line(path) for path in system.glob("class/thermal/thermal_zone*/temp")]
+    celsius = [int(text) / 1000 for text in temperatures if text and text.lstrip("-").isdigit()]
+    flags = [_line(path) for path in system.glob("devices/platform/soc*/*firmware/get_throttled")]
+    batteries = [
+        f"{_line(path)} % {(_line(path.with_name('status')) or '').lower()}".strip()
+        for path in system.glob("class/power_supply/BAT*/capacity")
+    ]
+    return {
+        "governor": ", ".join(sorted(map(str, governors))) or None,
+        "temperature_c": max(celsius, default=None),
+        "throttled": f"0x{flags[0].removeprefix('0x')}" if flags and flags[0] else None,
+        "battery": ", ".join(batteries) or None,
     }
-    temperatures = []
-    for path in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp")):
-        try:
-            temperatures.append(int(path.read_text()) / 1000)
-        except (OSError, ValueError):  # a sensor that is switched off
-            continue
-    return {"governor": ", ".join(sorted(governors)) or None, "temperature_c": max(temperatures, default=None)}
+
+
+def _line(path: Path) -> str | None:
+    """What a file of the system says; None for a sensor that is switched off."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

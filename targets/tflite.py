@@ -1,4 +1,4 @@
-"""TFLite: an nn.Module to a .tflite file, and such a file to a callable."""
+"""TFLite: an nn.Module to a .tflite file; tflite_program.py runs such a file."""
 
 import io
 import logging
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, check_precision, convert, without_noise
+from targets.artifact import ExportInfo, RuntimeUnavailable, check_precision, convert
 from targets.graph import TFLITE, rewrite
+from targets.tflite_program import NOISE
 
 SUFFIX = ".tflite"
 PRECISIONS = ("int8-dynamic-tensor", "int8-dynamic", "int8-weights", "int8-static", "fp16", "fp32")
@@ -38,14 +38,6 @@ PER_CHANNEL_DYNAMIC = (12, "2.17.0")
 """version of the operator FULLY_CONNECTED, oldest runtime that has it"""
 OPERATOR_CODE_VERSION = 8
 """where a flatbuffer's table OperatorCode lists the place of its third field, `version`"""
-
-# Lines that converter and runtime write to the process's stderr whatever happens.
-NOISE = (
-    r"All log messages before absl::InitializeLog"
-    r"|oneDNN custom operations are on"
-    r"|flatbuffer_export\.cc.*Estimated count of arithmetic ops"
-    r"|Created TensorFlow Lite XNNPACK delegate for CPU"
-)
 
 
 def export(
@@ -82,42 +74,6 @@ def export(
     return convert(_convert, path, pickled.getvalue(), precision, calibration, noise=NOISE)
 
 
-def load(path: Path, threads: int) -> Program:
-    """The file, ready to run on `threads` threads.
-
-    Raises ValueError for a file that is missing or is no sound TFLite model, RuntimeUnavailable without an interpreter.
-    """
-    interpreter_class = _interpreter_class()
-    name, installed = runtime()
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file; export the model again")
-    try:
-        with without_noise(NOISE):
-            interpreter = interpreter_class(model_path=str(path), num_threads=threads)
-            interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:  # which of them depends on where the file is damaged
-        raise ValueError(f"{path} is not a sound TFLite model ({error}); export the model again") from error
-    source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-
-    def run(pixels: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(source, pixels)
-        interpreter.invoke()
-        return interpreter.get_tensor(result)
-
-    return Program(prepare=lambda image: image.astype(np.float32), run=run, runtime=name, runtime_version=installed)
-
-
-def runtime() -> tuple[str, str]:
-    """Name and version of the interpreter that `load` uses. Raises RuntimeUnavailable."""
-    _interpreter_class()
-    for package in ("ai-edge-litert", "tflite-runtime"):
-        try:
-            return package, version(package)
-        except PackageNotFoundError:
-            continue
-    raise RuntimeUnavailable("the TFLite interpreter's package has no metadata; install ai-edge-litert with pip")
-
-
 def minimum_runtime(path: Path) -> str | None:
     """Oldest version of the TFLite runtime that runs the file, as "2.9.0"; None if the file does not say.
 
@@ -134,18 +90,6 @@ def minimum_runtime(path: Path) -> str | None:
     except (struct.error, ValueError) as error:  # a place that the file names lies beyond its end
         raise ValueError(f"{path} is no sound TFLite model ({error}); export the model again") from error
     return None if written is None else written.tobytes().rstrip(b"\0").decode()
-
-
-def _interpreter_class() -> Any:
-    # Imported here: what never runs a TFLite file needs no interpreter. Boards may only have the older of the two.
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        try:
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError as error:
-            raise RuntimeUnavailable(f"no TFLite interpreter ({error}): pip install ai-edge-litert") from error
-    return Interpreter
 
 
 def _check_calibration(images: np.ndarray | None, image_size: tuple[int, int]) -> None:

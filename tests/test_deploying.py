@@ -14,7 +14,7 @@ from pipeline import files, stages
 from pipeline.errors import EnvironmentLacks
 from targets import TARGETS, manifest
 from targets.artifact import RuntimeUnavailable, sha256_of
-from targets.devices import local
+from targets.devices import measure
 from targets.formats import FORMATS
 
 TOPK = "3 operations are outside the delegate: gather, gather, topk"
@@ -301,19 +301,12 @@ def test_the_golden_logits_are_those_of_the_artifact_in_its_runtime(finished):
 
 def test_memory_is_what_the_artifact_adds(finished):
     folder = finished[0] / "artifacts" / "host"
-    image = np.zeros((1, 64, 64, 3), np.uint8)
-    small, large = (local.memory_mb("tflite", folder / f"{role}-fp32.tflite", 1, image) for role in ("pruned", "dense"))
+    image, load = np.zeros((1, 64, 64, 3), np.uint8), FORMATS["tflite"].load
+    small, large = (measure.memory_mb(load, folder / f"{role}-fp32.tflite", 1, image) for role in ("pruned", "dense"))
     assert 0.5 < small < large < 100
-
-
-def test_this_machine_is_described():
-    found = local.describe()
-    assert {"device", "os", "cpu", "cores", "arch", "governor", "temperature_c"} == found.keys()
-    assert all(found[key] for key in ("device", "os", "cpu", "cores", "arch"))
-    json.dumps(found)
 
 
 def test_nothing_to_run_is_refused(finished):
     program = FORMATS["tflite"].load(finished[0] / "artifacts" / "host" / "pruned-fp32.tflite", 1)
     with pytest.raises(ValueError, match="at least one image"):
-        local.logits(program, [])
+        measure.logits(program, [])

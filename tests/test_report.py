@@ -82,9 +82,9 @@ def make_artifact(role: str = "pruned", **changes: Any) -> dict[str, Any]:
             "cpu": "a CPU",
             "cores": 2,
             "arch": "x86_64",
-            "governor": None,
-            "temperature_c": 41.5,
+            "emulated": None,
         },
+        "conditions": {"before": {"governor": None, "temperature_c": 41.5}, "after": {"temperature_c": 63.0}},
         "threads": 2,
         "protocol": "quick",
         "budget": {"latency_p50_ms_max": 2.0},
@@ -227,7 +227,9 @@ def test_nothing_measured_reads_as_not_measured(tmp_path: Path) -> None:
         "verdict": "not_measured",
         "reason": "too noisy",
     }
-    nothing = dict.fromkeys(("parity", "top1", "latency_ms", "latency_dense_ms", "device", "threads", "budget"))
+    nothing = dict.fromkeys(
+        ("parity", "top1", "latency_ms", "latency_dense_ms", "device", "threads", "budget", "conditions")
+    )
     artifact = make_artifact(**nothing, verdict="not_measured", checks=[check])
     report = make_report(**dict.fromkeys(measured), artifacts=[artifact], seconds_per_stage={"prune": None})
     text = " ".join(page_of(write_report(tmp_path, report, [], {})).text.split())
@@ -361,7 +363,7 @@ def test_checks_are_described_in_words() -> None:
 
 
 def test_every_limit_that_a_budget_can_state_has_words() -> None:
-    assert CHECKS.keys() == {"golden", *LIMITS}
+    assert CHECKS.keys() == {"golden", "golden_on_device", *LIMITS}
 
 
 WIDTHS = [32, 384] * LAYERS

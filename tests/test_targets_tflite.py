@@ -14,7 +14,7 @@ from test_targets_graph import MEAN, STD, WIDTH, Scatter, Select, randomise, vit
 from timm.layers import Attention, Mlp
 from torch import nn
 
-from targets import artifact, tflite
+from targets import artifact, tflite, tflite_program
 from targets.artifact import ExportInfo, RuntimeUnavailable, without_noise
 from targets.validate import parity
 
@@ -79,7 +79,7 @@ def snr_db(want: np.ndarray, found: np.ndarray) -> float:
 
 
 def run(path: Path, count: int = 32) -> np.ndarray:
-    predict = tflite.load(path, 1)
+    predict = tflite_program.load(path, 1)
     return np.concatenate([predict(image) for image in photos(count)])
 
 
@@ -151,12 +151,12 @@ def test_a_damaged_file_is_refused(artifacts: Any, tmp_path: Path, damage: Calla
     path = tmp_path / "model.tflite"
     path.write_bytes(damage(artifacts["dense"].path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.tflite.*export the model again"):
-        tflite.load(path, 1)
+        tflite_program.load(path, 1)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        tflite.load(tmp_path / "model.tflite", 1)
+        tflite_program.load(tmp_path / "model.tflite", 1)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -170,7 +170,7 @@ def test_missing_runtime_and_converter_say_so(
 ) -> None:
     without(monkeypatch, "ai_edge_litert", "tflite_runtime", "litert_torch")
     with pytest.raises(RuntimeUnavailable, match="ai-edge-litert"):
-        tflite.load(artifacts["dense"].path, 1)
+        tflite_program.load(artifacts["dense"].path, 1)
     with pytest.raises(RuntimeUnavailable, match="litert-torch"):
         tflite.export(dense, mean=MEAN, std=STD, path=tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
@@ -198,7 +198,7 @@ def test_every_precision_is_near_the_model(
 
 @pytest.mark.parametrize("precision", tflite.PRECISIONS)
 def test_input_and_output_are_float32(precision: str, precisions: Any) -> None:
-    interpreter = tflite._interpreter_class()(model_path=str(precisions["wide"][precision].path))
+    interpreter = tflite_program._interpreter_class()(model_path=str(precisions["wide"][precision].path))
     (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert source["dtype"] == result["dtype"] == np.float32
     assert [source["shape"].tolist(), result["shape"].tolist()] == [[1, 24, 24, 3], [1, 50]]

@@ -1,0 +1,30 @@
+"""Which driver reaches a target's devices."""
+
+from collections.abc import Callable
+
+from targets import Target
+from targets.devices.browser import Browser
+from targets.devices.job import Device
+from targets.devices.local import Local
+from targets.devices.ssh import Ssh
+
+
+def connect(target: Target, device: str | None, say: Callable[[str], None]) -> Device | None:
+    """The device that `device` names, ready for jobs; None if there is none to name, and nothing can be measured.
+
+    device: for the Raspberry Pis [user@]host[:port] or a name from ssh's own configuration; for web "chromium", a
+    headless one on this machine (the default), or "lan", any browser in the network that opens the page which is served
+    say: told what the user has to know or do
+    Raises ValueError for a device that the target cannot have, DeviceError if it cannot be reached.
+    """
+    if target.driver == "local":
+        if device:
+            raise ValueError(f"TARGET={target.name} is this machine: leave DEVICE out")
+        return Local()
+    if target.driver == "browser":
+        return Browser.connect(device, say)
+    if target.driver == "ssh":
+        return Ssh.connect(device, target, say) if device else None
+    if device:
+        raise ValueError(f"no driver reaches a device for TARGET={target.name} yet: leave DEVICE out")
+    return None

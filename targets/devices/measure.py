@@ -1,0 +1,172 @@
+"""Doing a job where the artifact runs: golden images, accuracy, latency, memory, and what the machine is.
+
+Needs the standard library and numpy only, so that a board can run this very file.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets.artifact import Program, peak_memory_mb, reset_peak_memory, sha256_of
+from targets.devices.job import GOLDEN, IMAGES, DeviceResult, Job, Progress, rows_of
+from targets.latency import LatencyResult, Protocol, conditions, invalid, measure
+
+MEMORY_INFERENCES = 3
+# Emulated inferences take seconds each and their time says nothing: a few show that it runs.
+EMULATED = Protocol(name="emulated", seconds=0.0, min_samples=1, warmup=0, cooldown_s=0.0)
+
+Load = Callable[[Path, int], Program]
+"""(path, threads); of a module's top level, so that another process can be given it"""
+
+
+def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None) -> DeviceResult:
+    """Do the job. An artifact that the runtime refuses is a result. Raises RuntimeUnavailable without a runtime."""
+    name, device = job.files[0], describe()
+    path = folder / name
+    found = partial(DeviceResult, job=job.id, file=name, sha256=sha256_of(path), device=device, threads=job.threads)
+    programs: dict[str, Program] = {}
+    for file in job.files:
+        try:
+            programs[file] = load(folder / file, job.threads)
+        except ValueError as error:
+            return found(runtime="", runtime_version="", refused=str(error))
+    program = programs[name]
+    golden = logits(program, job.pictures(folder, GOLDEN)) if job.golden else None
+    rows = None
+    if job.labels:
+        rows = logits(program, _counted(job.pictures(folder, IMAGES), len(job.labels), progress))
+    taken: dict[str, LatencyResult] = {}
+    before, peak_mb = conditions(), None
+    if job.protocol:
+        progress("latency", 0, 1)
+        image = next(job.pictures(folder, GOLDEN))
+        taken = time(programs, image, EMULATED if device["emulated"] else job.protocol)
+        if device["emulated"]:
+            why = f"{device['emulated']} emulates this processor"
+            taken = {file: invalid(result, why) for file, result in taken.items()}
+        progress("latency", 1, 1)
+    after = conditions()
+    if job.memory and not device["emulated"]:
+        peak_mb = memory_mb(load, path, job.threads, next(job.pictures(folder, GOLDEN)))
+    return found(
+        runtime=program.runtime,
+        runtime_version=program.runtime_version,
+        before=before,
+        after=after,
+        golden=() if golden is None else rows_of(golden),
+        golden_error=None if golden is None else _largest(golden, np.array(job.golden)),
+        logits=() if rows is None else rows_of(rows),
+        top1=None if rows is None else float((rows.argmax(1) == np.array(job.labels)).mean()),
+        latency=taken,
+        peak_mb=peak_mb,
+    )
+
+
+def logits(program: Program, images: Iterable[np.ndarray]) -> np.ndarray:
+    """(N, C) float32 of RGB images (1, H, W, 3) uint8, one by one. Raises ValueError without images."""
+    rows = [program(image)[0] for image in images]
+    if not rows:
+        raise ValueError("nothing to run: at least one image is needed")
+    return np.stack(rows)
+
+
+def time(programs: dict[str, Program], image: np.ndarray, protocol: Protocol) -> dict[str, LatencyResult]:
+    """Latency of the programs side by side on one RGB image (1, H, W, 3) uint8; its preparation is not counted."""
+    return measure({name: partial(program.run, program.prepare(image)) for name, program in programs.items()}, protocol)
+
+
+def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
+    """What loading an artifact and some inferences add to a process's peak memory, MB of 1e6 bytes.
+
+    In a process of its own; the runtime's code does not count. None where the system does not tell.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_memory_mb, (load, path, threads, image))
+
+
+def _memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
+    with contextlib.suppress(ValueError):  # the runtime's own code is loaded at the first use, if only to refuse a file
+        load(path.with_name("no such file"), threads)
+    reset_peak_memory()
+    before = peak_memory_mb()
+    program = load(path, threads)
+    for _ in range(MEMORY_INFERENCES):
+        program(image)
+    after = peak_memory_mb()
+    return None if before is None or after is None else after - before
+
+
+def describe() -> dict[str, Any]:
+    """What runs the artifacts here: device, os, cpu, cores (usable ones), arch, emulated."""
+    return {
+        "device": _board() or "this machine",
+        "os": _os(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "arch": platform.machine(),
+        "emulated": emulator(),
+    }
+
+
+def emulator() -> str | None:
+    """What emulates this processor, None if nothing is known to.
+
+    qemu-user shows itself as the process's name in /proc/self/status, which it passes through from the host; and unless
+    something hides it, the host's /proc/cpuinfo names a processor of another kind. A whole emulated machine is "virt".
+    """
+    name = _read("/proc/self/status").split("\n", 1)[0].removeprefix("Name:").strip()
+    if name.startswith("qemu-"):
+        return name
+    if platform.machine().startswith(("aarch64", "arm")) and "vendor_id" in _read("/proc/cpuinfo"):
+        return "an x86 machine"
+    maker = _read("/sys/class/dmi/id/sys_vendor") + _read("/proc/device-tree/compatible")
+    return "QEMU" if "QEMU" in maker or "linux,dummy-virt" in maker else None
+
+
+def _counted(images: Iterable[np.ndarray], total: int, progress: Progress) -> Iterable[np.ndarray]:
+    for done, image in enumerate(images, start=1):
+        yield image
+        progress("images", done, total)
+
+
+def _largest(found: np.ndarray, expected: np.ndarray) -> float | None:
+    """Largest absolute difference; None for logits that are no numbers, or of another shape."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return None
+    return float(np.abs(found.astype(np.float64) - expected).max())
+
+
+def _board() -> str | None:
+    """The name that an Arm board's device tree gives it."""
+    return _read("/proc/device-tree/model").rstrip("\0\n") or None
+
+
+def _os() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):  # not Linux, or one without os-release
+        return platform.platform(terse=True)
+
+
+def _cpu() -> str:
+    """The processor's name, or a board's system on a chip, such as brcm,bcm2712."""
+    lines = _read("/proc/cpuinfo").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    chips = [name for name in _read("/proc/device-tree/compatible").split("\0") if name]
+    return (names or chips[-1:] or [platform.processor() or platform.machine()])[0]
+
+
+def _read(path: str) -> str:
+    """A system file's text; empty where it is not there."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
