@@ -36,8 +36,8 @@ data: $(READY) ## download a named data set, check and unpack it: DATASET=inat19
 prune: $(READY) ## fine-tune while pruning [DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD RELEASED DISTILL EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN FROM_SCRATCH]
 	@$(RUN_PIPELINE) prune $(call options,DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN) $(if $(FROM_SCRATCH),--from-scratch) $(if $(RELEASED),--released) $(if $(DISTILL),--distill)
 
-deploy: $(READY) ## export for TARGET and prove it there: TARGET=host|ios|android|rpi4|rpi5|web [RUN BUDGET QUICK=1 REQUIRE=all]
-	@$(RUN_PIPELINE) deploy $(call options,TARGET RUN BUDGET REQUIRE) $(if $(QUICK),--quick)
+deploy: $(READY) ## export for TARGET and prove it there: TARGET=host|ios|android|rpi4|rpi5|web [DEVICE RUN BUDGET QUICK=1 REQUIRE=all]
+	@$(RUN_PIPELINE) deploy $(call options,TARGET DEVICE RUN BUDGET REQUIRE) $(if $(QUICK),--quick)
 
 stage: $(READY) ## run one stage of a run alone: STAGE=compact [RUN TARGET BUDGET]
 	@$(RUN_PIPELINE) stage "$$STAGE" $(call options,RUN TARGET BUDGET)

@@ -83,6 +83,13 @@ RunOption = Annotated[str | None, typer.Option(help="Name of the run folder belo
 BudgetOption = Annotated[
     Path | None, typer.Option(help="TOML file in place of targets/budgets/TARGET.toml.", show_default=False)
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="rpi4, rpi5: [user@]host[:port], reached with ssh. web: chromium (on this machine, the default), or lan: "
+        "a page for any browser in your network. Others have none."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -212,14 +219,18 @@ def deploy(
     require: Annotated[
         str | None, typer.Option(help="all: a limit that could not be measured counts as missed (exit code 1).")
     ] = None,
+    device: DeviceOption = None,
 ) -> None:
-    """Export the small model for TARGET, prove accuracy and latency there, write the report."""
+    """Export the small model for TARGET, prove accuracy and latency there, write the report.
+
+    Without a device everything is proven that this machine can prove, and the rest is not measured (exit code 3).
+    """
     from pipeline.runs import latest
 
     if require not in (None, "all"):
         raise ValueError(f"--require takes all, not {require}")
     folder = _folder(run) if run else latest(RUNS)
-    raise typer.Exit(_deploy(folder, target, budget=budget, quick=quick, require_all=require == "all"))
+    raise typer.Exit(_deploy(folder, target, budget=budget, quick=quick, require_all=require == "all", device=device))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -464,16 +475,31 @@ def _train(folder: Path, config) -> None:
 
 
 def _deploy(
-    folder: Path, target: str, *, budget: Path | None = None, quick: bool = False, require_all: bool = False
+    folder: Path,
+    target: str,
+    *,
+    budget: Path | None = None,
+    quick: bool = False,
+    require_all: bool = False,
+    device: str | None = None,
 ) -> int:
-    from pipeline import report, stages
+    from pipeline import apps, report, stages
     from pipeline.files import read_json
+    from targets import TARGETS
     from targets.latency import FULL, QUICK
 
+    protocol = QUICK if quick else FULL
     with _context(folder) as context:
-        verdict = stages.run_deploying(context, target, budget=budget, protocol=QUICK if quick else FULL)
+        verdict = stages.run_deploying(context, target, budget=budget, protocol=protocol, device=device)
+        app = TARGETS[target].app
+        installed = apps.install(context.artifacts(TARGETS[target]), app) if app else None
     output.print(report.summary_table(read_json(folder / "report.json"), target))
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    if installed:
+        output.print(f"app: {installed}", soft_wrap=True)
+    if TARGETS[target].driver == "ssh" and not device:
+        name = f"make deploy TARGET={target} RUN={folder.name} DEVICE=pi@raspberrypi.local"
+        output.print(f"next, with the board in your network: {name}", soft_wrap=True)
     if require_all and verdict == "not_measured":
         _say("not everything could be measured, and --require all makes that a failure")
         return BUDGET_MISSED

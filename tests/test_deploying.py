@@ -10,7 +10,7 @@ import pytest
 from conftest import BRIEF, context_of, tiny_config
 from PIL import Image
 
-from pipeline import files, stages
+from pipeline import apps, files, stages
 from pipeline.errors import EnvironmentLacks
 from targets import TARGETS, manifest
 from targets.artifact import RuntimeUnavailable, sha256_of
@@ -310,3 +310,19 @@ def test_nothing_to_run_is_refused(finished):
     program = FORMATS["tflite"].load(finished[0] / "artifacts" / "host" / "pruned-fp32.tflite", 1)
     with pytest.raises(ValueError, match="at least one image"):
         measure.logits(program, [])
+
+
+def test_an_app_gets_what_is_shipped_and_keeps_it_if_nothing_is(finished, tmp_path):
+    artifacts, root = finished[0] / "artifacts" / "host", tmp_path / "apps"
+    assert apps.install(artifacts, "web", root) is None, "this checkout has no such app"
+    (root / "web").mkdir(parents=True)
+    folder = apps.install(artifacts, "web", root)
+    there = manifest.read(folder / manifest.FILE_NAME)
+    assert {name for name, _ in there.checksums()} | {manifest.FILE_NAME} == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    }
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    assert apps.install(empty, "web", root) is None
+    assert (folder / manifest.FILE_NAME).exists()
+    assert apps.install(artifacts, "web", root) == folder, "a second time takes its place"
