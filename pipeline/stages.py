@@ -198,7 +198,8 @@ def run_deploying(
         record = f"{stage} {name}"
         if only in (None, stage):
             try:
-                _run(context, record, inputs, function)
+                # what a device left unfinished is tried again
+                _run(context, record, inputs, function, again=bool(run.results(record).get("broke_off")))
             except RuntimeUnavailable as error:
                 report(context)
                 raise EnvironmentLacks(str(error)) from error
@@ -207,13 +208,11 @@ def run_deploying(
         limits = {format: entry.limits.stated() for format, entry in budgets.items()}
         inputs = {**inputs, "files": run.files(record), "budget": limits, "protocol": asdict(protocol)}
         inputs["device"] = connected.description if connected else None
-        if run.results(f"validate {name}").get("broke_off"):
-            inputs["again"] = time.time()  # what a device left unfinished is tried again
     return report(context, name) if only in (None, "report") else "not_measured"
 
 
-def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written]) -> None:
-    if context.run.finished(name, inputs):
+def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written], *, again: bool = False) -> None:
+    if context.run.finished(name, inputs) and not again:
         context.say(f"{name}: finished before")
         return
     anew = context.run.begin(name, inputs)

@@ -1,0 +1,158 @@
+"""What a device answers decides; a device that breaks off, refuses or is another one never makes a pass.
+
+The device here is this machine behind the interface of a distant one: the drivers' own tests go over the wire.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from conftest import BRIEF, context_of
+
+from pipeline import stages
+from pipeline.errors import EnvironmentLacks
+from targets.devices.job import DeviceError, read_job, read_result, write_job
+from targets.devices.measure import describe, run
+from targets.formats import FORMATS
+from targets.latency import invalid
+
+BUDGET = "top1_share_min = 0.5\nlatency_p90_ms_max = 1000\nmemory_mb_max = 500\n[tflite]\nprecisions = ['fp32']"
+PI_5 = {**describe(), "device": "Raspberry Pi 5 Model B Rev 1.0", "arch": "aarch64"}
+
+
+class Board:
+    """A Raspberry Pi 5 that is this machine."""
+
+    name = "pi@board"
+
+    def __init__(self, change=lambda result: result, description=PI_5):
+        self.description, self.change, self.jobs = description, change, []
+
+    def run(self, job, folder, progress):
+        write_job(job, folder)
+        assert read_job(folder) == job, "the job survives being written and read"
+        self.jobs.append(job)
+        result = run(job, folder, FORMATS[job.format].load, progress)
+        return self.change(replace(result, device=self.description))
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """A run that is exported for the board, so that each test begins with that."""
+    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("runs") / "exported")
+    path = folder.parent / "mine.toml"
+    path.write_text(BUDGET)
+    context, _ = context_of(folder)
+    assert stages.run_deploying(context, "rpi5", budget=path, protocol=BRIEF) == "not_measured"
+    return folder
+
+
+@pytest.fixture
+def deploy(exported, tmp_path, monkeypatch):
+    """Deploys a copy to a board for rpi5; returns the verdict and the candidate as the report has it."""
+    folder = shutil.copytree(exported, tmp_path / "copy")
+
+    def deployed(board, text=BUDGET):
+        monkeypatch.setattr(stages, "connect", lambda target, device, say: board)
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        context, said = context_of(folder)
+        verdict = stages.run_deploying(context, "rpi5", budget=path, protocol=BRIEF, device="pi@board")
+        report = json.loads((folder / "report.json").read_text())
+        deployed.said = said
+        return verdict, next(a for a in report["artifacts"] if a["role"] == "pruned" and a["target"] == "rpi5")
+
+    deployed.folder = folder
+    return deployed
+
+
+def verdicts(artifact):
+    return {check["name"]: check["verdict"] for check in artifact["checks"]}
+
+
+def test_a_board_that_measures_everything_gives_a_verdict(deploy):
+    board = Board()
+    verdict, artifact = deploy(board)
+    assert verdict == "pass"
+    assert set(verdicts(artifact).values()) == {"pass"}
+    assert "golden_on_device" in verdicts(artifact)
+    assert artifact["device"]["device"] == "Raspberry Pi 5 Model B Rev 1.0"
+    assert artifact["latency_ms"]["samples"] >= 20
+    assert artifact["latency_dense_ms"]["p50"] > artifact["latency_ms"]["p50"] / 5
+    assert artifact["images"] == len(board.jobs[0].labels) > 0
+    assert artifact["conditions"].keys() == {"before", "after"}
+    assert "Raspberry Pi 5" in (deploy.folder / "report.html").read_text()
+    kept = deploy.folder / "artifacts" / "rpi5" / "device" / "pruned-fp32.tflite.json"
+    assert read_result(kept, board.jobs[0]).latency["pruned-fp32.tflite"].samples >= 20
+
+
+def test_another_board_proves_correctness_and_no_time(deploy):
+    verdict, artifact = deploy(Board(description={**PI_5, "device": "Raspberry Pi 4 Model B Rev 1.4"}))
+    assert verdict == "not_measured"
+    assert artifact["latency_ms"] is None
+    found = {check["name"]: check for check in artifact["checks"]}
+    assert found["latency_p90_ms_max"]["reason"] == "Raspberry Pi 4 Model B Rev 1.4 is not a Raspberry Pi 5"
+    assert found["golden_on_device"]["verdict"] == found["top1_share_min"]["verdict"] == "pass"
+
+
+def test_emulated_time_is_no_time(deploy):
+    def emulated(result):
+        return replace(result, latency={k: invalid(v, "qemu emulates it") for k, v in result.latency.items()})
+
+    verdict, artifact = deploy(Board(emulated))
+    assert verdict == "not_measured"
+    assert verdicts(artifact)["latency_p90_ms_max"] == "not_measured"
+    assert json.loads((deploy.folder / "artifacts" / "rpi5" / "latency.json").read_text()) == {}
+
+
+def test_wrong_logits_on_the_board_fail(deploy):
+    def wrong(result):
+        rows = tuple(tuple(-value for value in row) for row in result.golden)
+        return replace(result, golden=rows, logits=tuple(tuple(-v for v in row) for row in result.logits))
+
+    verdict, artifact = deploy(Board(wrong))
+    assert verdict == "fail"
+    assert verdicts(artifact)["golden"] == "pass", "here it computes what it should"
+    assert verdicts(artifact)["golden_on_device"] == "fail"
+    assert not (deploy.folder / "artifacts" / "rpi5" / "manifest.json").exists()
+
+
+def test_what_the_board_refuses_fails_with_its_reason(deploy):
+    verdict, artifact = deploy(Board(lambda result: replace(result, refused="tflite-runtime 2.14.0 is too old")))
+    assert (verdict, artifact["reason"]) == ("fail", "tflite-runtime 2.14.0 is too old")
+
+
+def test_a_board_that_breaks_off_is_told_and_tried_again(deploy):
+    class Broken(Board):
+        def run(self, job, folder, progress):
+            raise DeviceError("pi@board has not answered for 30 s")
+
+    verdict, artifact = deploy(Broken())
+    assert verdict == "not_measured"
+    assert artifact["reason"] == "pi@board has not answered for 30 s"
+    assert verdicts(artifact)["top1_share_min"] == "pass", "what this machine has shown stays"
+    verdict, artifact = deploy(Board())
+    assert verdict == "pass", "repeating the command is enough"
+    verdict, _ = deploy(Board())
+    assert "validate rpi5: finished before" in deploy.said
+
+
+def test_a_device_that_cannot_be_reached_costs_no_export(run_copy, monkeypatch):
+    def unreachable(target, device, say):
+        raise DeviceError("pi@board cannot be reached")
+
+    monkeypatch.setattr(stages, "connect", unreachable)
+    context, said = context_of(run_copy)
+    with pytest.raises(EnvironmentLacks, match="pi@board cannot be reached"):
+        stages.run_deploying(context, "rpi5", protocol=BRIEF, device="pi@board")
+    assert not any("export" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("host", "is this machine"), ("android", "no driver"), ("web", "chromium")]
+)
+def test_a_device_that_a_target_cannot_have_is_refused(run_copy, target, message):
+    context, _ = context_of(run_copy)
+    with pytest.raises(ValueError, match=message):
+        stages.run_deploying(context, target, protocol=BRIEF, device="pi@board")
