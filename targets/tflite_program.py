@@ -1,5 +1,6 @@
 """A .tflite file to a callable. Needs the standard library and numpy, so that a board can run this very file."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ NOISE = (
 )
 
 
-def load(path: Path, threads: int) -> Program:
+INTERPRETERS = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
+"""package -> module, the better one first; boards may only have the older of the two"""
+
+
+def load(path: Path, threads: int, package: str | None = None) -> Program:
     """The file, ready to run on `threads` threads.
 
+    package: a key of INTERPRETERS; None: the first that is installed
     Raises ValueError for a file that is missing or is no sound TFLite model, RuntimeUnavailable without an interpreter.
     """
-    interpreter_class = _interpreter_class()
-    name, installed = runtime()
+    interpreter_class, name, installed = find_interpreter(package)
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such file; export the model again")
     try:
@@ -42,24 +47,12 @@ def load(path: Path, threads: int) -> Program:
     return Program(prepare=lambda image: image.astype(np.float32), run=run, runtime=name, runtime_version=installed)
 
 
-def runtime() -> tuple[str, str]:
-    """Name and version of the interpreter that `load` uses. Raises RuntimeUnavailable."""
-    _interpreter_class()
-    for package in ("ai-edge-litert", "tflite-runtime"):
+def find_interpreter(package: str | None = None) -> tuple[Any, str, str]:
+    """Class, package and version of the interpreter. Raises RuntimeUnavailable."""
+    missing = ""
+    for name in [package] if package else INTERPRETERS:
         try:
-            return package, version(package)
-        except PackageNotFoundError:
-            continue
-    raise RuntimeUnavailable("the TFLite interpreter's package has no metadata; install ai-edge-litert with pip")
-
-
-def _interpreter_class() -> Any:
-    # Imported here: what never runs a TFLite file needs no interpreter. Boards may only have the older of the two.
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        try:
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError as error:
-            raise RuntimeUnavailable(f"no TFLite interpreter ({error}): pip install ai-edge-litert") from error
-    return Interpreter
+            return import_module(INTERPRETERS[name]).Interpreter, name, version(name)
+        except (ImportError, PackageNotFoundError) as error:
+            missing = missing or str(error)
+    raise RuntimeUnavailable(f"no TFLite interpreter ({missing}): pip install {package or 'ai-edge-litert'}")

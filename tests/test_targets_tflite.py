@@ -198,7 +198,7 @@ def test_every_precision_is_near_the_model(
 
 @pytest.mark.parametrize("precision", tflite.PRECISIONS)
 def test_input_and_output_are_float32(precision: str, precisions: Any) -> None:
-    interpreter = tflite_program._interpreter_class()(model_path=str(precisions["wide"][precision].path))
+    interpreter = tflite_program.find_interpreter()[0](model_path=str(precisions["wide"][precision].path))
     (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert source["dtype"] == result["dtype"] == np.float32
     assert [source["shape"].tolist(), result["shape"].tolist()] == [[1, 24, 24, 3], [1, 50]]
