@@ -1,0 +1,109 @@
+/** The page's side of the worker. */
+
+import type { LatencyResult, Protocol } from "./latency";
+
+export type Pixels = Float32Array<ArrayBuffer>;
+
+/** What the page may ask the worker for. */
+export type Call =
+  | { do: "start"; folder: string; threads: number }
+  | { do: "fetch"; url: string; sha256: string }
+  | { do: "load"; name: string; url: string; sha256: string }
+  | { do: "run"; name: string; pixels: Pixels }
+  | { do: "measure"; names: string[]; pixels: Pixels; protocol: Protocol };
+
+export interface Runtime {
+  threads: number;
+  runtime: string;
+  version: string;
+}
+
+export type Value = null | Runtime | Uint8Array | Float32Array | Record<string, LatencyResult>;
+
+export type Answer =
+  | { id: number; value: Value }
+  | { id: number; error: string; refused: boolean }
+  | { id: number; progress: number };
+
+/** The runtime does not take the artifact. */
+export class RefusedError extends Error {}
+
+interface Waiting {
+  resolve(value: Value): void;
+  reject(error: Error): void;
+  progress(seconds: number): void;
+}
+
+/** A worker with LiteRT.js in it. Calls are answered one after the other; a worker that breaks rejects them all. */
+export class InferenceWorker {
+  private readonly worker = new Worker(new URL("./worker.ts", import.meta.url));
+  private readonly waiting = new Map<number, Waiting>();
+  private calls = 0;
+
+  constructor() {
+    this.worker.onmessage = ({ data }: MessageEvent<Answer>) => this.take(data);
+    this.worker.onerror = (event) => {
+      event.preventDefault();
+      for (const { reject } of this.waiting.values()) {
+        reject(new Error(`the worker broke off: ${event.message || "its script could not be loaded"}`));
+      }
+      this.waiting.clear();
+    };
+  }
+
+  /** Load the runtime; before anything but fetch. folder: URL of its WebAssembly, with / at the end */
+  start(folder: string, threads: number): Promise<Runtime> {
+    return this.ask({ do: "start", folder, threads }) as Promise<Runtime>;
+  }
+
+  /** A file's bytes, off the main thread. Rejects if its SHA-256 (hexadecimal) is not the expected one. */
+  fetch(url: string, sha256: string): Promise<Uint8Array> {
+    return this.ask({ do: "fetch", url, sha256 }) as Promise<Uint8Array>;
+  }
+
+  /** Make an artifact ready, to be called `name`. Rejects as fetch does, and with RefusedError. */
+  async load(name: string, url: string, sha256: string): Promise<void> {
+    await this.ask({ do: "load", name, url, sha256 });
+  }
+
+  /** Logits of one picture: float32 RGB 0..255, H x W x 3. The pixels go to the worker and are gone here. */
+  run(name: string, pixels: Pixels): Promise<Float32Array> {
+    return this.ask({ do: "run", name, pixels }, [pixels.buffer]) as Promise<Float32Array>;
+  }
+
+  /** Latency of artifacts side by side on one picture. progress: told the seconds measured, twice a second */
+  measure(
+    names: string[],
+    pixels: Pixels,
+    protocol: Protocol,
+    progress: (seconds: number) => void,
+  ): Promise<Record<string, LatencyResult>> {
+    const call: Call = { do: "measure", names, pixels, protocol };
+    return this.ask(call, [pixels.buffer], progress) as Promise<Record<string, LatencyResult>>;
+  }
+
+  /** End the worker and give its memory back. */
+  stop(): void {
+    this.worker.terminate();
+  }
+
+  private ask(call: Call, transfer: Transferable[] = [], progress: Waiting["progress"] = () => {}): Promise<Value> {
+    const id = this.calls++;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject, progress });
+      this.worker.postMessage({ id, call }, transfer);
+    });
+  }
+
+  private take(answer: Answer): void {
+    const waiting = this.waiting.get(answer.id);
+    if (!waiting) return;
+    if ("progress" in answer) {
+      waiting.progress(answer.progress);
+      return;
+    }
+    this.waiting.delete(answer.id);
+    if ("value" in answer) waiting.resolve(answer.value);
+    else waiting.reject(answer.refused ? new RefusedError(answer.error) : new Error(answer.error));
+  }
+}

@@ -1,0 +1,74 @@
+/** The worker: answers calls one after the other, so that inference never holds up the page. */
+
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex } from "@noble/hashes/utils.js";
+import type { Answer, Call, Value } from "./inference";
+import { measure } from "./latency";
+import { Program, Refused, RUNTIME, RUNTIME_VERSION, startRuntime } from "./litert";
+import { messageOf } from "./messages";
+
+const PROGRESS_MS = 500;
+
+const scope = self as unknown as { postMessage(answer: Answer, transfer: Transferable[]): void };
+const programs = new Map<string, Program>();
+let threads = 1;
+let last: Promise<void> = Promise.resolve();
+
+self.onmessage = ({ data }: MessageEvent<{ id: number; call: Call }>) => {
+  last = last.then(() => answer(data.id, data.call));
+};
+
+async function answer(id: number, call: Call): Promise<void> {
+  try {
+    const [value, transfer] = await execute(id, call);
+    scope.postMessage({ id, value }, transfer);
+  } catch (error) {
+    scope.postMessage({ id, error: messageOf(error), refused: error instanceof Refused }, []);
+  }
+}
+
+async function execute(id: number, call: Call): Promise<[Value, Transferable[]]> {
+  switch (call.do) {
+    case "start":
+      threads = await startRuntime(call.folder, call.threads);
+      return [{ threads, runtime: RUNTIME, version: RUNTIME_VERSION }, []];
+    case "fetch": {
+      const bytes = await fetchWhole(call.url, call.sha256);
+      return [bytes, [bytes.buffer]];
+    }
+    case "load":
+      programs.set(call.name, await Program.load(await fetchWhole(call.url, call.sha256), threads));
+      return [null, []];
+    case "run": {
+      const logits = await program(call.name).run(call.pixels);
+      return [logits, [logits.buffer]];
+    }
+    case "measure": {
+      let told = 0;
+      const tell = (seconds: number) => {
+        const now = performance.now();
+        if (now - told < PROGRESS_MS) return;
+        told = now;
+        scope.postMessage({ id, progress: seconds }, []);
+      };
+      const callables = call.names.map((name) => [name, () => program(name).run(call.pixels)] as const);
+      return [await measure(Object.fromEntries(callables), call.protocol, tell), []];
+    }
+  }
+}
+
+/** A file's bytes, once its checksum is right. crypto.subtle is no choice: pages on plain http do not have it. */
+async function fetchWhole(url: string, expected: string): Promise<Uint8Array<ArrayBuffer>> {
+  const name = url.slice(url.lastIndexOf("/") + 1);
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  if (bytesToHex(sha256(bytes)) !== expected) throw new Error(`${name} did not arrive whole; repeat the command`);
+  return bytes;
+}
+
+function program(name: string): Program {
+  const found = programs.get(name);
+  if (!found) throw new Error(`${name} is not loaded`);
+  return found;
+}
