@@ -1,6 +1,7 @@
-"""Putting what a target ships into the folder of the app that runs it."""
+"""Putting what a target ships into the folder of the app that runs it, and the Raspberry Pi's app into one archive."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 from targets import manifest
@@ -9,6 +10,26 @@ from targets.artifact import replacing
 APPS = Path("apps")
 MODEL = {"web": Path("web/public/model"), "raspberry-pi": Path("raspberry-pi/model")}
 """app -> the folder below APPS that it reads its manifest from"""
+BUNDLE = "classifier"
+"""the folder that the Raspberry Pi's archive unpacks into"""
+APP_FILES = ("classify", "install.sh", "classifier.service")
+TARGETS = Path(manifest.__file__).parent
+SHARED = (
+    "artifact.py",
+    "latency.py",
+    "manifest.py",
+    "tflite_program.py",
+    "executorch_program.py",
+    "executorch_program.cpp",
+    "devices/__init__.py",
+    "devices/job.py",
+    "devices/measure.py",
+)
+"""files of targets that run on a board: measuring, loading and reading the manifest are the pipeline's own"""
+REQUIREMENTS = {
+    "requirements.txt": "devices/requirements-board.txt",
+    "requirements-executorch.txt": "devices/requirements-board-executorch.txt",
+}
 
 
 def install(artifacts: Path, app: str, apps: Path = APPS) -> Path | None:
@@ -24,5 +45,39 @@ def install(artifacts: Path, app: str, apps: Path = APPS) -> Path | None:
     with replacing(folder) as partial:
         for name in [manifest.FILE_NAME, *names]:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(artifacts / name, partial / name)
+            copy = shutil.copytree if (artifacts / name).is_dir() else shutil.copy
+            copy(artifacts / name, partial / name)
     return folder
+
+
+def bundle(archive: Path, apps: Path = APPS) -> Path:
+    """The Raspberry Pi's app with its model as a .tar.gz that needs nothing else but its pinned wheels.
+
+    Returns the archive's path. Raises ValueError if the app has no sound model yet.
+    """
+    app, model = apps / "raspberry-pi", apps / MODEL["raspberry-pi"]
+    described = manifest.read(model / manifest.FILE_NAME)
+    content = {
+        **{name: app / name for name in APP_FILES},
+        **{f"classifier/{path.name}": path for path in sorted((app / "classifier").glob("*.*"))},
+        **{f"targets/{name}": TARGETS / name for name in SHARED},
+        **{name: TARGETS / path for name, path in REQUIREMENTS.items()},
+        f"model/{manifest.FILE_NAME}": model / manifest.FILE_NAME,
+        **{f"model/{name}": model / name for name, _ in described.checksums()},
+    }
+    with replacing(archive) as partial:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        # an empty package: the real one brings torch along
+        empty = tarfile.TarInfo(f"{BUNDLE}/targets/__init__.py")
+        with tarfile.open(partial, "w:gz") as tar:
+            tar.addfile(empty)
+            for name, path in content.items():
+                tar.add(path, f"{BUNDLE}/{name}", filter=_plain)
+    return archive
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without this machine's users."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info

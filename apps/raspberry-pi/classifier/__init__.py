@@ -1,0 +1,1 @@
+"""Classify pictures on a Raspberry Pi. All that is known of the model stands in model/manifest.json."""
