@@ -32,6 +32,10 @@ class DeviceError(Exception):
     """The device cannot be reached, lacks something, or broke off: nothing is known of the artifact."""
 
 
+class FormatUnavailable(DeviceError):
+    """The device is well, but cannot be given what runs this format; it may run others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One artifact to check on a device, and what is to be timed."""
