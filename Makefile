@@ -11,7 +11,7 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo data prune deploy stage pretrain compare paper-table bench-step bench-loader bench-export test check format lock
+.PHONY: help env demo data prune deploy app stage pretrain compare paper-table bench-step bench-loader bench-export test check format lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ prune: $(READY) ## fine-tune while pruning [DATASET DATA MAX_BAD_SHARE SUBSET SP
 
 deploy: $(READY) ## export for TARGET and prove it there: TARGET=host|ios|android|rpi4|rpi5|web [DEVICE RUN BUDGET QUICK=1 REQUIRE=all]
 	@$(RUN_PIPELINE) deploy $(call options,TARGET DEVICE RUN BUDGET REQUIRE) $(if $(QUICK),--quick)
+
+app: $(READY) ## build the demo app, with the model that was deployed: TARGET=web (and serve it)|rpi4|rpi5 [RUN ADDRESS PORT]
+	@$(RUN_PIPELINE) app $(call options,TARGET RUN ADDRESS PORT)
 
 stage: $(READY) ## run one stage of a run alone: STAGE=compact [RUN TARGET BUDGET]
 	@$(RUN_PIPELINE) stage "$$STAGE" $(call options,RUN TARGET BUDGET)

@@ -233,6 +233,49 @@ def deploy(
     raise typer.Exit(_deploy(folder, target, budget=budget, quick=quick, require_all=require == "all", device=device))
 
 
+@app.command("app", epilog=EXIT_CODES)
+def open_app(
+    target: Annotated[str, typer.Option(help="web, rpi4 or rpi5.")] = "web",
+    run: Annotated[
+        str | None, typer.Option(help="Deploy this run's model into it first.  \\[default: the model that it has]")
+    ] = None,
+    address: Annotated[str, typer.Option(help="web: to serve at; 0.0.0.0 lets your network in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="web: port to serve at.")] = 8080,
+) -> None:
+    """Build the demo app for TARGET. web: and serve it; rpi4, rpi5: into an archive for the board.
+
+    An app without a model gets that of RUN, or of the latest run; without any run the demo's is trained first.
+    """
+    from pipeline import app_server, apps
+    from targets import TARGETS
+    from targets.devices import browser
+
+    if target not in TARGETS or not TARGETS[target].app:
+        known = ", ".join(name for name, entry in TARGETS.items() if entry.app)
+        raise ValueError(f"there is no app for TARGET={target}. Known: {known}")
+    name = TARGETS[target].app
+    assert name is not None, "checked above"
+    if run or not apps.has_model(name):
+        folder = _folder(run) if run else _any_run()
+        code = _deploy(folder, target, quick=True)
+        if not apps.has_model(name) or code == BUDGET_MISSED:
+            raise typer.Exit(code)
+    if name == "raspberry-pi":
+        archive = apps.bundle(RUNS / f"{apps.BUNDLE}-{target}.tar.gz")
+        output.print(f"app: {archive}, {decimal(archive.stat().st_size)}", soft_wrap=True)
+        output.print(
+            f"next: scp {archive} pi@raspberrypi.local: and there tar xf {archive.name} && {apps.BUNDLE}/install.sh",
+            soft_wrap=True,
+        )
+        return
+    if problem := browser.build(_say):
+        raise EnvironmentLacks(problem)
+    server = app_server.server(apps.publish(browser.WEB), address, port)
+    output.print(f"open http://{address}:{server.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
+    with server, contextlib.suppress(Interrupted):
+        server.serve_forever()
+
+
 @app.command(epilog=EXIT_CODES)
 def stage(
     name: Annotated[str, typer.Argument(help="prepare, dense, prune, compact, finetune, export, validate or report.")],
@@ -472,6 +515,19 @@ def _train(folder: Path, config) -> None:
     with _context(folder) as context:
         stages.run_training(context)
         stages.report(context)
+
+
+def _any_run() -> Path:
+    """The latest run; the demo's, trained now, if there is none."""
+    from pipeline import presets
+    from pipeline.runs import latest
+
+    try:
+        return latest(RUNS)
+    except ValueError:
+        _say("there is no run yet: the demo's model is trained first, in some minutes")
+        _train(RUNS / "demo", presets.digits(0.75))
+        return RUNS / "demo"
 
 
 def _deploy(

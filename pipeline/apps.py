@@ -50,6 +50,23 @@ def install(artifacts: Path, app: str, apps: Path = APPS) -> Path | None:
     return folder
 
 
+def has_model(app: str, apps: Path = APPS) -> bool:
+    """Whether a model has been deployed into the app."""
+    return (apps / MODEL[app] / manifest.FILE_NAME).exists()
+
+
+def publish(web: Path) -> Path:
+    """Put the model that the web app has beside its built pages; returns the folder to serve.
+
+    web: the app's folder. Raises ValueError if a file of the model is missing or damaged.
+    """
+    source, built = web / MODEL["web"].relative_to("web"), web / "dist"
+    manifest.read(source / manifest.FILE_NAME)
+    with replacing(built / "model") as partial:
+        shutil.copytree(source, partial)
+    return built
+
+
 def bundle(archive: Path, apps: Path = APPS) -> Path:
     """The Raspberry Pi's app with its model as a .tar.gz that needs nothing else but its pinned wheels.
 
