@@ -195,7 +195,7 @@ def _chromium(program: str, url: str) -> Iterator[Callable[[], None]]:
         log = Path(profile) / "stderr"
         # It ends when its debugging pipe closes (file descriptors 3 and 4), so even if this process is killed.
         to_browser, from_browser = os.pipe(), os.pipe()
-        shell = f'exec "$0" "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
+        shell = f'exec "$0" "$@" 3</dev/fd/{to_browser[0]} 4>/dev/fd/{from_browser[1]}'
         command = ["sh", "-c", shell, program, *_flags(), f"--user-data-dir={profile}", url]
         try:
             with open(log, "wb") as stderr:

@@ -82,7 +82,8 @@ function fromUserAgent(text: string, touchPoints: number): { browser: string; os
   const ios = /(iPhone|iPad|iPod).* OS ([\d_]+)/.exec(text);
   if (ios) return { browser, os: `iOS ${ios[2]!.replaceAll("_", ".")}`, model: ios[1]! };
   // An iPad says that it is a Mac; no Mac has a touch screen.
-  if (text.includes("Macintosh")) return { browser, os: touchPoints > 1 ? "iPadOS" : "macOS", model: touchPoints > 1 ? "iPad" : null };
+  if (text.includes("Macintosh") && touchPoints > 1) return { browser, os: "iPadOS", model: "iPad" };
+  if (text.includes("Macintosh")) return { browser, os: "macOS", model: null };
   const os = ["Windows", "CrOS", "Linux"].find((name) => text.includes(name)) ?? "unknown";
   return { browser, os, model: null };
 }

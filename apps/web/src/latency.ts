@@ -91,10 +91,10 @@ export function summarise(samplesNs: number[], seconds: number, minSamples: numb
     const atLeast = minSamples > EARLY_SAMPLES ? `, ${EARLY_SAMPLES} at least` : "";
     why = `${samplesNs.length} samples in ${seconds.toFixed(1)} s, ${minSamples} needed${atLeast}`;
   } else if (p90 > SPREAD_MAX * p50) {
-    why =
-      `p90 is ${(p90 / p50).toFixed(1)} times the median, at most ${SPREAD_MAX} allowed: the machine was busy`;
+    why = `p90 is ${(p90 / p50).toFixed(1)} times the median, at most ${SPREAD_MAX} allowed: the machine was busy`;
   } else if (1e6 * p50 < CLOCK_STEPS_MIN * stepNs) {
-    why = `the browser's clock moves in steps of ${stepNs / 1e6} ms, too coarse for an inference of ${p50.toFixed(3)} ms`;
+    const step = `the browser's clock moves in steps of ${stepNs / 1e6} ms`;
+    why = `${step}, too coarse for an inference of ${p50.toFixed(3)} ms`;
   }
   return {
     p5_ms: p5,

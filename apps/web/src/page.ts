@@ -49,7 +49,8 @@ export class Page {
     this.bar(from + share * (to - from));
     const current = this.steps.indexOf(step);
     for (const [index, name] of this.steps.entries()) {
-      at(name).className = index < current || (index === current && share === 1) ? "done" : index === current ? "now" : "";
+      const over = index < current || (index === current && share === 1);
+      at(name).className = over ? "done" : index === current ? "now" : "";
     }
     at(step).lastElementChild!.textContent = step === "latency" ? seconds(done, total) : `${done} of ${total}`;
   }
@@ -87,7 +88,8 @@ export class Page {
   async keepAwake(): Promise<void> {
     const ask = async () => {
       const lock = await navigator.wakeLock?.request("screen").catch(() => null);
-      if (!lock) at("awake").textContent = "Keep this page in front, and touch the screen now and then so that it stays on.";
+      if (lock) return;
+      at("awake").textContent = "Keep this page in front, and touch the screen now and then so that it stays on.";
     };
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) void ask();
