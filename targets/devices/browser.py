@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.devices.browser_server import Server
-from targets.devices.job import RESULT, DeviceError, DeviceResult, Job, Progress, read_result
+from targets.devices.job import RESULT, DeviceError, DeviceResult, Job, Progress, read_result, write_job
 from targets.devices.measure import describe
 from targets.latency import conditions, invalid
 
@@ -78,6 +78,7 @@ class Browser:
 
     def run(self, job: Job, folder: Path, progress: Progress) -> DeviceResult:
         """Do the job whose files are in `folder`. Raises DeviceError."""
+        write_job(job, folder)
         if self._server:
             return _read(self._server.answer_to(job, folder, progress, lambda: None), job)
         assert self._program is not None, "a browser is here or elsewhere"

@@ -43,6 +43,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+RUNNER = ("runner.html", "assets", "litert")
+"""what of the built pages belongs to the runner; a model that was put beside them does not"""
 DESCRIPTION = ("device", "os", "cpu", "cores", "arch", "emulated")
 
 
@@ -60,7 +62,8 @@ class Server:
     def __init__(self, pages: Path, address: str) -> None:
         """pages: folder of the built runner;  address: to listen at; the port is any that is free"""
         # Only what is listed here is served: no path of a request reaches the file system.
-        self.pages = {path.relative_to(pages).as_posix(): path for path in pages.rglob("*") if path.is_file()}
+        built = {path.relative_to(pages).as_posix(): path for path in pages.rglob("*") if path.is_file()}
+        self.pages = {name: path for name, path in built.items() if name.split("/")[0] in RUNNER}
         self.token = secrets.token_urlsafe(12)
         self.description: dict[str, Any] | None = None
         """of the page's device, once it has asked"""
@@ -199,7 +202,7 @@ class _Http(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that is closed breaks its connections; anything else is a defect and shown."""
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 

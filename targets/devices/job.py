@@ -168,7 +168,7 @@ def read_result(path: Path, job: Job) -> DeviceResult:
                 },
             }
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise DeviceError(f"the device's result is not whole ({error}); repeat the command") from error
     file = job.files[0]
     if (result.job, result.file, result.sha256) != (job.id, file, job.sha256[file]):
