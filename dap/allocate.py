@@ -18,8 +18,8 @@ def bpi_to_importance(bpi_B: Array, held_B: Array, dense_B: Array, scale: float 
     """Importance of each block from one indicator (class token or patch tokens).
 
     bpi_B:   (B,) float, mean loss that the block saves its probe, any unit; scaling all of them changes nothing
-    held_B:  (B,) parameters (or MACs) that each block still holds
-    dense_B: (B,) parameters (or MACs) of each dense block
+    held_B:  (B,) cost of what each block still holds, in the budget's own unit: parameters, MACs or nanoseconds
+    dense_B: (B,) cost of each dense block, likewise
     scale:   s, the value that the best block's benefit is stretched to
     Returns (B,) float >= 0 with mean 1.
 
@@ -30,6 +30,10 @@ def bpi_to_importance(bpi_B: Array, held_B: Array, dense_B: Array, scale: float 
     A block that holds less than a tenth of itself counts as holding a tenth. i / held rewards what has been cut,
     which is wanted, but unbounded it would hand the whole budget to a block that is at 0, whatever its benefit.
     The floor is ours; the paper leaves this case open.
+
+    The paper counts parameters. With another budget the benefit is divided by that budget's cost: what is shared out is
+    then benefit per millisecond, and a block that is cheap in it earns more of it. Parameters here would give a block
+    that is slow for its size, such as attention over many tokens, more of the time than its benefit is worth.
     Source: arXiv 2506.23675, section 3; design note §2.
     """
     if not np.isfinite(bpi_B).all():
@@ -59,8 +63,8 @@ def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
     """Share of each block to keep so that the sum meets the budget: clip(c x importance, 0, 1) by water-filling.
 
     importance_B: (B,) float >= 0, unitless
-    dense_B:      (B,) parameters (or MACs) of each dense block
-    budget:       parameters (or MACs) to keep over all blocks
+    dense_B:      (B,) cost of each dense block: parameters, MACs or nanoseconds
+    budget:       cost to keep over all blocks
     Returns (B,) float in [0, 1] with sum(ratio x dense) = budget. Blocks of importance 0 get something only when all
     others are whole. Raises ValueError if the budget is negative or exceeds dense_B.sum().
     Source: design note §3.
@@ -89,7 +93,7 @@ def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
 def model_budget(total: int, least: int, sparsity: float) -> int:
     """What the model may keep so that `sparsity` of everything is gone.
 
-    total: parameters (or MACs) of the dense model;  least: the part that always stays
+    total: cost of the dense model;  least: the part that always stays
     Raises ValueError naming the highest reachable sparsity when `least` alone exceeds the budget.
     """
     budget = math.floor((1.0 - sparsity) * total + 1e-6)

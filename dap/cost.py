@@ -1,4 +1,4 @@
-"""What a model and its blocks cost, in parameters and in multiply-accumulates (MACs), dense or compact.
+"""What a model and its blocks cost: parameters, multiply-accumulates (MACs), or time as a device has measured it.
 
 Key: D width, H heads, K head width, F hidden units, N tokens. Widths may be integers or integer arrays.
 MACs are those of linear layers, the patch convolution and both attention products, for one image; norms, activations
@@ -58,6 +58,55 @@ class BranchShape:
         cost = self.tokens * (inputs * into + inner * outputs)
         cost = cost + 2 * self.tokens**2 * inner if self.kind == "attn" else cost
         return np.where((inputs > 0) & (inner > 0) & (outputs > 0), cost, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLatency:
+    """What one block costs on a device, measured at some inner widths, in nanoseconds."""
+
+    widths: tuple[int, ...]
+    """Rising head widths or hidden units, the last one dense."""
+    ns: tuple[int, ...]
+    """Cost at each of them: above 0, never falling."""
+    stays: bool = False
+    """Whether the block must keep at least its smallest width."""
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.widths, self.widths[1:], strict=False))
+        monotone = all(a <= b for a, b in zip(self.ns, self.ns[1:], strict=False))
+        if not (self.widths and len(self.widths) == len(self.ns) and self.widths[0] > 0 and rising):
+            raise ValueError(f"widths must rise from above 0, with a time for each, unlike {self.widths}")
+        if not (self.ns[0] > 0 and monotone):
+            raise ValueError(f"times must be above 0 and never fall, unlike {self.ns}")
+
+    def cost(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
+        """Nanoseconds at these widths, called like BranchShape.params; the block reads and writes all channels.
+
+        0 at width 0, between measured widths by interpolation, below the smallest one what that costs.
+        """
+        width = np.asarray(width)
+        ns = np.rint(np.interp(width, self.widths, self.ns)).astype(np.int64)
+        return np.where(width > 0, ns, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """What a model costs on a device: its blocks, in the order they act, and everything outside them."""
+
+    outside_ns: int
+    """Nanoseconds of embedding, head and whatever else does not depend on widths."""
+    blocks: tuple[BlockLatency, ...]
+    """Attention and MLP alternating, 2 x layers."""
+
+    @property
+    def dense_ns(self) -> int:
+        """Nanoseconds of the dense model."""
+        return self.outside_ns + sum(block.ns[-1] for block in self.blocks)
+
+    @property
+    def least_ns(self) -> int:
+        """Nanoseconds of what always stays."""
+        return self.outside_ns + sum(block.ns[0] for block in self.blocks if block.stays)
 
 
 def count_params(model: nn.Module) -> int:

@@ -91,7 +91,7 @@ def select_counts(
     curves:  one (E + 1,) int each, non-decreasing: cost of the block at m kept elements, 0 for a block that is gone
     targets: cost that the allocation gives to each block; they add up to the budget, or less
     budget:  cost of all blocks that must not be exceeded
-    choices: one sorted int array each, the m that may be chosen; contains 0
+    choices: one sorted int array each, the m that may be chosen; contains 0, or the target covers the first one
     Returns one m per block. Every block first takes the most that its target covers; what is left of the budget then
     goes step by step to the block furthest below its target. What remains unused is less than the cheapest next step.
     Source: ours; the paper rounds every block by itself and misses the target by the sum of the roundings.

@@ -23,7 +23,7 @@ class BlockReport(TypedDict):
     bpi_patch: float | None
     """Mean patch-token indicator, likewise."""
     keep_ratio: float
-    """Share of the block's dense parameters (or MACs) that it holds, counting elements whose mask is >= 0.5."""
+    """Share of the block's dense cost (parameters, MACs, time) that it holds, counting elements with a mask >= 0.5."""
     heads: int
     """Kept heads of an attention block, 1 for an MLP; 0 if it is gone."""
     width: int
@@ -40,7 +40,7 @@ class MaskUpdate(TypedDict):
     temperature: float
     """Mask width as a share of a block's elements; 0 means hard."""
     sparsity: float
-    """Share of the model's parameters (or MACs) whose mask is < 0.5."""
+    """Share of the model's cost (parameters, MACs or time) whose mask is < 0.5."""
     blocks: list[BlockReport]
     """All blocks, in the order they act on the residual stream."""
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dap import allocate, importance
 from dap.compact import compact
-from dap.cost import count_macs, count_params
+from dap.cost import LatencyTable, count_macs, count_params
 from dap.gates import Gates, branches_of, check_supported
 from dap.indicator import Indicator
 from dap.method import BlockReport, MaskUpdate, average_over_ranks, check_number
@@ -36,7 +36,7 @@ Gating = Literal["inner", "all"]
 Probe = Literal["default", "reference"]
 Allocation = Literal["bpi", "uniform", "global"]
 Score = Literal["taylor", "magnitude"]
-Cost = Literal["params", "macs"]
+Cost = Literal["params", "macs", "latency"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class PruneConfig:
     """What to prune away, and how. The defaults are those of the published runs where the paper has them."""
 
     sparsity: float = 0.5
-    """Share of the model's parameters (or MACs) to remove, embeddings and head counted, strictly between 0 and 1."""
+    """Share of the model's cost to remove, embeddings and head counted, strictly between 0 and 1."""
     cost: Cost = "params"
-    """What sparsity counts: "params" or "macs"."""
+    """What sparsity counts: "params", "macs", or "latency", the time that a device has measured for every block."""
     gates: Gating = "inner"
     """Units that may go: "inner" (head width, hidden units) or "all" (also channels that a branch reads and writes)."""
     allocation: Allocation = "bpi"
@@ -120,14 +120,20 @@ class Pruner:
         steps_per_epoch: int,
         epochs: int,
         allowed_width: Callable[[str, int], bool] | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         """allowed_width: rule of the target device, (layer kind, n) -> bool with layer kind "qkv" (n = heads x head
         width) or "hidden" (n = hidden units); needs gates="inner". A block may also go wholly.
+        latency: what the model's blocks cost on the device, for cost="latency" alone; needs gates="inner" too
         """
         if steps_per_epoch < 1 or epochs < 1:
             raise ValueError(f"a run needs at least one step and one epoch, got {steps_per_epoch} and {epochs}")
         if allowed_width is not None and config.gates != "inner":
             raise ValueError('allowed_width works with gates="inner" only: with "all" every width changes the others')
+        if (latency is None) == (config.cost == "latency"):
+            raise ValueError('cost="latency" and a table of latencies belong together: give both or neither')
+        if latency is not None and config.gates != "inner":
+            raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths, no channels')
         self.model: VisionTransformer = check_supported(model)
         self.config = config
         self.schedule = Schedule(
@@ -140,17 +146,32 @@ class Pruner:
         )
         self._branches = branches_of(self.model)
         shapes = [branch.shape for branch in self._branches]
-        self._cost_of = [shape.params if config.cost == "params" else shape.macs for shape in shapes]
+        if latency is not None:
+            _check_table(latency, [(branch.name, branch.shape.width) for branch in self._branches])
+            self._cost_of = [block.cost for block in latency.blocks]
+        else:
+            self._cost_of = [shape.params if config.cost == "params" else shape.macs for shape in shapes]
+        self._latency = latency
         self._dense_B = np.array(
             [cost(shape.dim, shape.width, shape.dim) for cost, shape in zip(self._cost_of, shapes, strict=True)]
         )
-        self._total = count_params(self.model) if config.cost == "params" else count_macs(self.model)
-        self._other = self._total - int(self._dense_B.sum())
-        self._budget = allocate.block_budget(self._total, self._other, config.sparsity)
         if config.gates == "inner":
             self._choices = [importance.width_choices(s.kind, s.heads, s.width, allowed_width) for s in shapes]
         else:
             self._choices = [np.arange(2 * s.dim + s.width + 1) for s in shapes]
+        # cost of each block that it may not go below: 0 unless the table says that the block stays
+        self._least_B = np.zeros_like(self._dense_B)
+        for b, block in enumerate(latency.blocks if latency is not None else ()):
+            if block.stays:
+                self._choices[b] = self._choices[b][self._choices[b] > 0]
+                self._least_B[b] = block.cost(0, self._choices[b][0], 0)
+        if latency is not None:
+            self._total = latency.dense_ns
+        else:
+            self._total = count_params(self.model) if config.cost == "params" else count_macs(self.model)
+        self._other = self._total - int(self._dense_B.sum())
+        least = int(self._least_B.sum())
+        self._budget = allocate.block_budget(self._total, self._other + least, config.sparsity) + least
 
         device = next(self.model.parameters()).device
         self._indicator = Indicator(
@@ -274,6 +295,10 @@ class Pruner:
             held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
             for i in range(2):
                 new_B = allocate.bpi_to_importance(self._bpi[i], held_B, self._dense_B, self.config.benefit_scale)
+                if self._latency is not None:
+                    # Blocks behind the last attention cost so little that their importance would be most of the mean,
+                    # and the share of the class token or of the patches in the blend a matter of whose benefit it is.
+                    new_B = new_B / np.average(new_B, weights=self._dense_B)
                 self._importance[i] = allocate.smooth(self._importance[i], new_B, self.config.smoothing)
         self._score_sum.zero_()
         self._bpi_sum.zero_()
@@ -286,7 +311,13 @@ class Pruner:
             importance_B = np.ones(len(self._dense_B))
         else:
             importance_B = allocate.blend(class_B, patch_B, self.config.class_weight)
-        return allocate.keep_ratios(importance_B, self._dense_B, self._budget)
+        if not self._least_B.any():
+            return allocate.keep_ratios(importance_B, self._dense_B, self._budget)
+        free_B = self._dense_B - self._least_B
+        kept_B = self._least_B + free_B * allocate.keep_ratios(
+            importance_B, free_B, self._budget - int(self._least_B.sum())
+        )
+        return kept_B / self._dense_B
 
     def _move_masks(self, progress: float, temperature: float) -> MaskUpdate:
         """Choose how much of every block stays at this progress and set the masks to it."""
@@ -296,7 +327,8 @@ class Pruner:
             budget = int(self._dense_B.sum() - progress * (self._dense_B.sum() - self._budget) + 1e-3)
             curves = [cost(*self._all_counts(b).T) for b, cost in enumerate(self._cost_of)]
             if self.config.allocation == "global":
-                target_B = importance.global_targets(curves, self._order, budget)
+                target_B = importance.global_targets(curves, self._order, budget - int(self._least_B.sum()))
+                target_B = np.maximum(target_B, self._least_B)
             else:
                 target_B = self._dense_B * (1.0 - progress * (1.0 - self._final_ratios()))
             self._kept = importance.select_counts(curves, target_B.tolist(), budget, self._choices)
@@ -358,6 +390,7 @@ class Pruner:
             "score_sum": self._score_sum.clone(),
             "bpi_sum": self._bpi_sum.clone(),
             "scored_steps": self._scored_steps,
+            "latency": None if self._latency is None else asdict(self._latency),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -366,6 +399,8 @@ class Pruner:
         for key, value in mine.items():
             if state.get(key) != value:
                 raise ValueError(f"resume with the {key} of the saved run, {state.get(key)}, not with {value}")
+        if state.get("latency") != (None if self._latency is None else asdict(self._latency)):
+            raise ValueError("the saved pruner had other latencies: resume with the table of the saved run")
         if [len(ranks) for ranks in state["ranks"]] != [len(ranks) for ranks in self._ranks]:
             raise ValueError("the saved pruner belongs to a model of other sizes: resume with that model")
         self._step, self._hard = state["step"], state["hard"]
@@ -381,3 +416,12 @@ class Pruner:
         self._scored_steps = state["scored_steps"]
         self._set_masks(state["temperature"])
         self._tap.open = self._tap.open and not self._hard
+
+
+def _check_table(latency: LatencyTable, blocks: list[tuple[str, int]]) -> None:
+    """Raises ValueError unless the table has a cost for each block up to its dense width. blocks: name, width."""
+    if len(latency.blocks) != len(blocks):
+        raise ValueError(f"the table has latencies of {len(latency.blocks)} blocks, the model has {len(blocks)}")
+    for (name, width), block in zip(blocks, latency.blocks, strict=True):
+        if block.widths[-1] != width:
+            raise ValueError(f"the table's latencies of {name} end at width {block.widths[-1]}, the block has {width}")

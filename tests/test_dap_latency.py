@@ -1,0 +1,168 @@
+"""Pruning under measured time: the table, the budget it makes, and what keeps to it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dap_models import batches, logits, tiny_vit, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dap.cost import BlockLatency, LatencyTable
+from dap.pruner import PruneConfig, Pruner
+
+K, F = 12, 96
+STEPS = 24
+
+
+def table(layers: int = 2, fixed: float = 0.6) -> LatencyTable:
+    """Attention is mostly fixed cost, as on real devices; what lies behind the last attention is cheap."""
+    blocks = []
+    for layer in range(layers):
+        for kind, width in (("attn", K), ("mlp", F)):
+            last = layer == layers - 1
+            dense = (80_000 if kind == "attn" else 40_000) / (20 if last else 1)
+            widths = (2, width // 2, width)
+            share = fixed if kind == "attn" else 0.1
+            ns = tuple(round(dense * (share + (1 - share) * w / width)) for w in widths)
+            blocks.append(BlockLatency(widths=widths, ns=ns, stays=last and kind == "attn"))
+    return LatencyTable(outside_ns=50_000, blocks=tuple(blocks))
+
+
+def spent(pruner: Pruner, latency: LatencyTable) -> int:
+    kept = [block["width"] for block in pruner.blocks()]
+    costs = [int(block.cost(0, width, 0)) for block, width in zip(latency.blocks, kept, strict=True)]
+    return latency.outside_ns + sum(costs)
+
+
+def make(sparsity: float = 0.5, latency: LatencyTable | None = None, **changes: Any) -> tuple[Any, Pruner, Any]:
+    model = tiny_vit()
+    config = PruneConfig(sparsity=sparsity, cost="latency", **changes)
+    latency = table() if latency is None else latency
+    pruner = Pruner(model, config, steps_per_epoch=STEPS, epochs=1, latency=latency)
+    return model, pruner, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def test_a_block_costs_nothing_only_when_it_is_gone() -> None:
+    block = BlockLatency(widths=(4, 8, 16), ns=(100, 120, 200))
+    found = block.cost(0, np.array([0, 1, 4, 6, 8, 12, 16]), 0)
+    assert found.tolist() == [0, 100, 100, 110, 120, 160, 200]
+    assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("widths", "ns"),
+    [((), ()), ((4, 4), (1, 2)), ((0, 4), (1, 2)), ((4, 8), (2, 1)), ((4, 8), (0, 1)), ((4, 8), (1,))],
+)
+def test_a_table_that_makes_no_sense_is_refused(widths: tuple[int, ...], ns: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"widths must rise|times must be above 0"):
+        BlockLatency(widths=widths, ns=ns)
+
+
+def test_a_table_belongs_to_its_cost_and_its_model() -> None:
+    model = tiny_vit()
+    with pytest.raises(ValueError, match="belong together"):
+        Pruner(model, PruneConfig(cost="latency"), steps_per_epoch=1, epochs=1)
+    with pytest.raises(ValueError, match="belong together"):
+        Pruner(model, PruneConfig(), steps_per_epoch=1, epochs=1, latency=table())
+    with pytest.raises(ValueError, match="inner widths"):
+        Pruner(model, PruneConfig(cost="latency", gates="all"), steps_per_epoch=1, epochs=1, latency=table())
+    with pytest.raises(ValueError, match="6 blocks, the model has 4"):
+        make(latency=table(3))
+    wrong = LatencyTable(outside_ns=1, blocks=(BlockLatency(widths=(3,), ns=(1,)),) * 4)
+    with pytest.raises(ValueError, match="attn 0 end at width 3, the block has 12"):
+        make(latency=wrong)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    keep=st.floats(0.0, 0.98),
+    allocation=st.sampled_from(["bpi", "uniform", "global"]),
+    fixed=st.floats(0.0, 0.95),
+    importance=st.lists(st.floats(0.0, 5.0), min_size=4, max_size=4),
+)
+def test_every_reachable_budget_is_kept_and_used(
+    keep: float, allocation: Any, fixed: float, importance: list[float]
+) -> None:
+    latency = table(fixed=fixed)
+    budget = latency.least_ns + keep * (latency.dense_ns - latency.least_ns)
+    _, pruner, _ = make(1 - (budget + 1) / latency.dense_ns, latency, allocation=allocation)
+    pruner._importance = [np.array(importance), np.array(importance)]
+    pruner._order = np.random.default_rng(0).permutation(pruner._order)
+    for progress in (0.3, 0.7, 1.0):
+        pruner._move_masks(progress, 0.0)
+        limit = latency.dense_ns - progress * (latency.dense_ns - budget)
+        assert spent(pruner, latency) <= limit + 2
+    assert pruner.blocks()[2]["width"] > 0  # the last attention stays
+    # no block could take its next step with what is left
+    left = budget + 1 - spent(pruner, latency)
+    for block, report in zip(latency.blocks, pruner.blocks(), strict=True):
+        if report["width"] < block.widths[-1]:
+            more, now = (int(block.cost(0, width, 0)) for width in (report["width"] + 1, report["width"]))
+            assert more - now > left - 2
+
+
+def test_sparsity_is_the_share_of_time_and_the_small_model_is_exact() -> None:
+    model, pruner, optimizer = make(0.6)
+    updates = train(model, pruner, optimizer, batches(STEPS))
+    hard = pruner.harden()
+    expected = logits(model)
+    assert hard["sparsity"] == pytest.approx(1 - spent(pruner, table()) / table().dense_ns)
+    assert 0.6 <= hard["sparsity"] < 0.65
+    assert updates
+    torch.testing.assert_close(logits(pruner.finalize()), expected)
+
+
+def test_a_budget_below_what_always_stays_is_refused() -> None:
+    latency = table()
+    reachable = 1 - latency.least_ns / latency.dense_ns
+    with pytest.raises(ValueError, match=f"highest reachable sparsity of this model is {reachable - 5e-5:.4f}"):
+        make(reachable + 0.01)
+
+
+def test_a_rule_for_widths_is_kept_for_the_block_that_stays_too() -> None:
+    latency = table()
+    model = tiny_vit()
+    pruner = Pruner(
+        model,
+        PruneConfig(sparsity=0.69, cost="latency"),
+        steps_per_epoch=STEPS,
+        epochs=1,
+        allowed_width=lambda kind, n: n % 8 == 0,
+        latency=latency,
+    )
+    pruner.harden()
+    assert all(block["width"] * block["heads"] % 8 == 0 for block in pruner.blocks())
+    assert pruner.blocks()[2]["width"] >= 4
+
+
+def test_time_decides_otherwise_than_parameters() -> None:
+    """With equal benefits, attention that takes twice an MLP's time for half its parameters gets a smaller share."""
+
+    def ratios(cost: str, latency: LatencyTable | None) -> list[float]:
+        config = PruneConfig(sparsity=0.5, cost=cost)  # type: ignore[arg-type]
+        pruner = Pruner(tiny_vit(), config, steps_per_epoch=STEPS, epochs=1, latency=latency)
+        pruner._bpi_sum += 1.0
+        pruner._scored_steps = 1
+        pruner._learn_from_interval()
+        return pruner._final_ratios().tolist()
+
+    by_time, by_size = ratios("latency", table()), ratios("params", None)
+    assert by_time[0] < by_time[1]
+    assert by_size[0] > by_size[1]
+    assert by_time[2] > by_time[0]  # next to nothing is gained by cutting what costs next to nothing
+
+
+def test_a_resumed_run_needs_its_table() -> None:
+    model, pruner, optimizer = make(0.5)
+    train(model, pruner, optimizer, batches(STEPS // 2))
+    state = pruner.state_dict()
+    _, again, _ = make(0.5)
+    again.load_state_dict(state)
+    assert again.blocks() == pruner.blocks()
+    with pytest.raises(ValueError, match="other latencies"):
+        make(0.5, table(fixed=0.5))[1].load_state_dict(state)
+    before = {key: value for key, value in make(0.5)[1].state_dict().items() if key != "latency"}
+    with pytest.raises(ValueError, match="other latencies"):
+        again.load_state_dict(before)
