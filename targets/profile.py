@@ -1,0 +1,275 @@
+"""What a block costs on a device, measured at a grid of widths: targets/profiles/<target>.json.
+
+Key: D width, H heads, K head width, F hidden units, N tokens.
+
+A model's time is taken to be a sum: base_ms and one entry of a curve per living block. Behind the last attention
+exports compute the class token alone (targets/graph.py), so blocks there, and that attention itself, have curves of
+their own. pipeline/profiling.py measures them, and some whole models to see how far the sum is off.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+VERSION = 1
+FOLDER = Path(__file__).parent / "profiles"
+
+Kind = Literal["attn", "mlp", "attn_last", "mlp_last"]
+"""attn_last: the last living attention;  mlp_last: an MLP behind it"""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Dense sizes that decide what a block costs; the number of layers does not."""
+
+    dim: int
+    """D, width of the residual stream"""
+    heads: int
+    """H"""
+    head_width: int
+    """K"""
+    hidden: int
+    """F"""
+    tokens: int
+    """N, with the prefix tokens"""
+    image_size: int
+    """height and width, pixels"""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+    def dense_width(self, kind: Kind) -> int:
+        """Head width or hidden units of the dense block."""
+        return self.head_width if kind.startswith("attn") else self.hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Milliseconds that a block of one kind adds, by its inner width; a block of width 0 adds nothing."""
+
+    widths: tuple[int, ...]
+    """head width or hidden units, rising, the last one dense"""
+    ms: tuple[float, ...]
+    """never falling with the width: the running maximum of raw_ms, above 0"""
+    raw_ms: tuple[float, ...]
+    """as measured"""
+    spread_ms: tuple[float, ...]
+    """largest minus smallest of the estimates from equal parts of the measurement"""
+
+    def __post_init__(self) -> None:
+        count = len(self.widths)
+        if not count or any(len(values) != count for values in (self.ms, self.raw_ms, self.spread_ms)):
+            raise ValueError("a curve needs at least one width, and ms, raw_ms and spread_ms for each")
+        if any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in self.widths):
+            raise ValueError(f"widths must be whole numbers of at least 1, not {list(self.widths)}")
+        if any(b <= a for a, b in zip(self.widths, self.widths[1:], strict=False)):
+            raise ValueError(f"widths must rise, unlike {list(self.widths)}")
+        for value in (*self.ms, *self.raw_ms, *self.spread_ms):
+            _check_number(value)
+        if self.ms[0] <= 0 or any(b < a for a, b in zip(self.ms, self.ms[1:], strict=False)):
+            raise ValueError(f"ms must be above 0 and never fall, unlike {list(self.ms)}")
+
+    @staticmethod
+    def measured(widths: Sequence[int], raw_ms: Sequence[float], spread_ms: Sequence[float]) -> "Curve":
+        """The curve of a measurement, in which noise may let a wider block seem faster, or a small one free.
+
+        Raises ValueError if even the dense block seems to cost nothing: then noise is all that was measured.
+        """
+        most = max(raw_ms)
+        if most <= 0:
+            raise ValueError("a whole block seems to cost no time: the machine was too busy to measure it")
+        # at least a thousandth of the most expensive width: a block that is there is never free
+        floor = np.maximum(np.asarray(raw_ms, np.float64), most / 1000)
+        return Curve(
+            widths=tuple(widths),
+            ms=tuple(np.maximum.accumulate(floor).tolist()),
+            raw_ms=tuple(map(float, raw_ms)),
+            spread_ms=tuple(map(float, spread_ms)),
+        )
+
+    def at(self, width: int) -> float:
+        """Milliseconds at a width: 0 at 0, in between by interpolation, below the smallest measured width as there."""
+        return 0.0 if width == 0 else float(np.interp(width, self.widths, self.ms))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A whole model that was measured."""
+
+    layers: tuple[tuple[int, int], ...]
+    """head width and hidden units of each layer, 0 for a block that is gone"""
+    ms: float
+    """median, timed beside the dense model as a deployment's gate does it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The curves of one model shape in one format and precision on one device."""
+
+    target: str
+    """a key of TARGETS"""
+    device: dict[str, Any]
+    """what measured, as DeviceResult.device has it"""
+    format: str
+    precision: str
+    threads: int
+    runtime: str
+    """name and version"""
+    model: str
+    """the model that was asked for; others of its shape have the same profile"""
+    shape: Shape
+    measured: str
+    """date, ISO 8601"""
+    base_ms: float
+    """everything outside the blocks, and what an attention costs whose width goes to 0: a model without any attention
+    cannot be exported"""
+    base_spread_ms: float
+    curves: dict[Kind, Curve]
+    whole: tuple[Whole, ...] = ()
+    """base and curves were scaled so that these come out as well as they can"""
+
+    def __post_init__(self) -> None:
+        for value in (self.base_ms, self.base_spread_ms, *(whole.ms for whole in self.whole)):
+            _check_number(value)
+        if self.base_ms <= 0:
+            raise ValueError(f"base_ms must be above 0, not {self.base_ms}")
+        if set(self.curves) != set(KINDS):
+            raise ValueError(
+                f"curves must be those of {', '.join(KINDS)}, not of {', '.join(self.curves) or 'nothing'}"
+            )
+        for kind, curve in self.curves.items():
+            if curve.widths[-1] != self.shape.dense_width(kind):
+                raise ValueError(
+                    f"the curve of {kind} ends at width {curve.widths[-1]}, the dense one is "
+                    f"{self.shape.dense_width(kind)}"
+                )
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What a file holds one profile of."""
+        return self.shape, self.format, self.precision
+
+    def predict_ms(self, layers: Sequence[tuple[int, int]]) -> float:
+        """Milliseconds of a model. layers: head width and hidden units of each layer, 0 for a block that is gone.
+
+        Raises ValueError if no attention is left.
+        """
+        last = max((i for i, (head_width, _) in enumerate(layers) if head_width), default=None)
+        if last is None:
+            raise ValueError("a model without attention has no latency: it cannot be exported")
+        ms = self.base_ms
+        for i, (head_width, hidden) in enumerate(layers):
+            ms += self.curves["attn_last" if i == last else "attn"].at(head_width)
+            ms += self.curves["mlp_last" if i >= last else "mlp"].at(hidden)
+        return ms
+
+    def dense_ms(self, layers: int) -> float:
+        """Milliseconds of the dense model."""
+        return self.predict_ms([(self.shape.head_width, self.shape.hidden)] * layers)
+
+    def off(self) -> float:
+        """The largest error of the prediction for the whole models that were measured, as a share of their time."""
+        return max((abs(self.predict_ms(whole.layers) / whole.ms - 1) for whole in self.whole), default=0.0)
+
+    def least_ms(self) -> float:
+        """Milliseconds of the smallest model that is one: nothing but its last attention, at the smallest width."""
+        return self.base_ms + self.curves["attn_last"].ms[0]
+
+
+def _check_number(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"milliseconds must be finite numbers, not {value!r}")
+
+
+def path_of(target: str) -> Path:
+    """Where a target's profiles are."""
+    return FOLDER / f"{target}.json"
+
+
+def read(path: Path) -> list[Profile]:
+    """The profiles in a file; none if there is no file. Raises ValueError, with what to do, if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise _wrong(path, f"is damaged ({error})") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise _wrong(path, f"is of version {version!r}, this program's is {VERSION}")
+    if set(content) != {"version", "profiles"} or not isinstance(content["profiles"], list):
+        raise _wrong(path, 'must hold "version" and a list "profiles", nothing else')
+    try:
+        return [_of_json(entry) for entry in content["profiles"]]
+    except ValueError as error:
+        raise _wrong(path, f"is damaged: {error}") from error
+
+
+def write(profiles: Sequence[Profile], path: Path) -> Path:
+    """Write a file of profiles in one step; returns its path."""
+    content = {"version": VERSION, "profiles": [dataclasses.asdict(profile) for profile in profiles]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def add(profile: Profile, path: Path) -> Path:
+    """Put a profile into a file, in the place of an older one of the same shape, format and precision."""
+    others = [other for other in read(path) if other.key != profile.key]
+    return write([*others, profile], path)
+
+
+def _wrong(path: Path, what: str) -> ValueError:
+    return ValueError(f"the profile {path} {what}. Delete it and measure anew with `make profile`")
+
+
+def _of_json(entry: Any) -> Profile:
+    """Raises ValueError for a key that is unknown or missing."""
+    fields = _known(Profile, entry)
+    if not isinstance(fields["curves"], dict):
+        raise ValueError(f"curves must be an object, not {fields['curves']!r}")
+    curves = {}
+    for kind, curve in fields["curves"].items():
+        values = _known(Curve, curve)
+        if not all(isinstance(value, list) for value in values.values()):
+            raise ValueError(f"the curve of {kind} must consist of lists")
+        curves[kind] = Curve(**{name: tuple(value) for name, value in values.items()})
+    whole = []
+    for values in fields["whole"] if isinstance(fields["whole"], list) else [fields["whole"]]:
+        whole.append(Whole(layers=_layers(_known(Whole, values)["layers"]), ms=values["ms"]))
+    shape = Shape(**_known(Shape, fields["shape"]))
+    return Profile(**{**fields, "shape": shape, "curves": curves, "whole": tuple(whole)})
+
+
+def _layers(values: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(head_width), int(hidden)) for head_width, hidden in values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"layers must be pairs of widths, not {values!r}") from error
+
+
+def _known(kind: Any, values: Any) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(values, dict):
+        raise ValueError(f"a {kind.__name__.lower()} must be an object, not {values!r}")
+    for problem, keys in (("unknown", values.keys() - set(names)), ("missing", set(names) - values.keys())):
+        if keys:
+            raise ValueError(
+                f"{problem} key {sorted(keys)[0]!r} in a {kind.__name__.lower()}; it has {', '.join(names)}"
+            )
+    return values
