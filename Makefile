@@ -11,7 +11,7 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo data prune deploy app stage pretrain compare paper-table bench-step bench-loader bench-export test check format lock
+.PHONY: help env demo data prune profile deploy app stage pretrain compare paper-table bench-step bench-loader bench-export test check format lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -33,8 +33,11 @@ demo: $(READY) ## prune, compact, fine-tune, export, validate, report on the emb
 data: $(READY) ## download a named data set, check and unpack it: DATASET=inat19 [DATA]
 	@$(RUN_PIPELINE) data $(call options,DATASET DATA)
 
-prune: $(READY) ## fine-tune while pruning [DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD RELEASED DISTILL EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN FROM_SCRATCH]
-	@$(RUN_PIPELINE) prune $(call options,DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN) $(if $(FROM_SCRATCH),--from-scratch) $(if $(RELEASED),--released) $(if $(DISTILL),--distill)
+prune: $(READY) ## fine-tune while pruning [DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY LATENCY_MS MODEL MODEL_PATH METHOD RELEASED DISTILL EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN FROM_SCRATCH]
+	@$(RUN_PIPELINE) prune $(call options,DATASET DATA MAX_BAD_SHARE SUBSET SPARSITY LATENCY_MS MODEL MODEL_PATH METHOD EPOCHS FINETUNE_EPOCHS DENSE_EPOCHS LR BATCH_SIZE TARGET SEED RUN) $(if $(FROM_SCRATCH),--from-scratch) $(if $(RELEASED),--released) $(if $(DISTILL),--distill)
+
+profile: $(READY) ## milliseconds of a block by its width on a device, for LATENCY_MS: TARGET=host|rpi4|rpi5|web [MODEL DEVICE FORMAT PRECISION]
+	@$(RUN_PIPELINE) profile $(call options,TARGET MODEL DEVICE FORMAT PRECISION)
 
 deploy: $(READY) ## export for TARGET and prove it there: TARGET=host|ios|android|rpi4|rpi5|web [DEVICE RUN BUDGET QUICK=1 REQUIRE=all]
 	@$(RUN_PIPELINE) deploy $(call options,TARGET DEVICE RUN BUDGET REQUIRE) $(if $(QUICK),--quick)

@@ -149,7 +149,13 @@ def prune(
         float,
         typer.Option(help="Share of unreadable images up to which they are left out; above it nothing is trained."),
     ] = 0.001,
-    sparsity: Annotated[float, typer.Option(help="Share of all parameters to remove, between 0 and 1.")] = 0.75,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of all parameters to remove, between 0 and 1.  \\[default: 0.75]")
+    ] = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Instead of SPARSITY: median milliseconds on TARGET, as its profile predicts them."),
+    ] = None,
     model: ModelOption = None,
     model_path: Annotated[
         Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
@@ -185,8 +191,10 @@ def prune(
     from pipeline import presets
     from pipeline.config import OWN
 
+    if sparsity is not None and latency_ms is not None:
+        raise ValueError("SPARSITY and LATENCY_MS exclude each other: LATENCY_MS decides how much goes")
     config = _configure(
-        presets.of(dataset, model, sparsity),
+        presets.of(dataset, model, 0.75 if sparsity is None else sparsity),
         epochs={"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs},
         lr=lr,
         batch_size=batch_size,
@@ -202,6 +210,8 @@ def prune(
         from_scratch=from_scratch,
         teacher=OWN if distill else None,
     )
+    if latency_ms is not None:
+        config = presets.with_latency(config, latency_ms)
     config = presets.with_method(config, method, released=released)
     folder = _folder(run or presets.run_name(config))
     _train(folder, config)
@@ -274,6 +284,38 @@ def open_app(
     output.print(f"open http://{address}:{server.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
     with server, contextlib.suppress(Interrupted):
         server.serve_forever()
+
+
+@app.command(epilog=EXIT_CODES)
+def profile(
+    target: Annotated[str, typer.Option(help="host, rpi4, rpi5 or web.")] = "host",
+    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
+    device: DeviceOption = None,
+    format: Annotated[str | None, typer.Option(help="File format.  \\[default: the budget's first]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of that format.  \\[default: the first that the budget allows]")
+    ] = None,
+) -> None:
+    """Measure what a block of MODEL costs at a grid of widths on a device of TARGET, for prune --latency-ms.
+
+    Writes targets/profiles/TARGET.json; a model of the same sizes, format and precision in it is replaced.
+    """
+    from pipeline import profiling
+    from targets import TARGETS
+
+    if target not in TARGETS:
+        raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
+    with _progress() as progress:
+        found, path = profiling.profile(
+            TARGETS[target], model, device=device, format=format, precision=precision, say=_say, progress=progress
+        )
+    _table(profiling.rows(found), ("kind", "width", "ms", "spread_ms"))
+    output.print(
+        f"{path}: the dense model is predicted to take {found.dense_ms(profiling.depth_of(model)):.3g} ms, "
+        f"whole models within {100 * found.off():.1f} %",
+        soft_wrap=True,
+    )
+    output.print(f"next: make prune LATENCY_MS=... TARGET={target} MODEL={model}", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -1,6 +1,7 @@
 """RunConfig: everything that decides what a run computes, composed of the dataclasses that each package owns."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dap import PruneConfig
-from pipeline.methods import METHODS, RELEASED
+from pipeline.methods import METHODS, ON_LATENCY, RELEASED
 from pipeline.train import TrainConfig
 from targets import TARGETS
 
@@ -44,6 +45,9 @@ class RunConfig:
     """folder of a dense model whose logits pruning and fine-tuning learn from too; "dense": the run's own reference"""
     target: str = "host"
     """a key of TARGETS: the device whose rule for widths pruning keeps to"""
+    latency_ms: float | None = None
+    """median milliseconds on the target that are pruned for, as its profile predicts them: they decide the sparsity in
+    place of pruning.sparsity; None: pruning.sparsity it is"""
     pruning: PruneConfig
     """how much goes, and how it is chosen"""
     dense: TrainConfig | None
@@ -60,6 +64,13 @@ class RunConfig:
             raise ValueError(f"--released is for {' and '.join(RELEASED)}; METHOD={self.method} has no such variant")
         if self.target not in TARGETS:
             raise ValueError(f"TARGET={self.target} is unknown. Known: {', '.join(TARGETS)}")
+        if (self.latency_ms is None) == (self.pruning.cost == "latency"):
+            raise ValueError('LATENCY_MS and pruning.cost="latency" belong together: give both or neither')
+        if self.latency_ms is not None:
+            if not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
+                raise ValueError(f"LATENCY_MS={self.latency_ms} must be a number of milliseconds above 0")
+            if self.method not in ON_LATENCY:
+                raise ValueError(f"LATENCY_MS is for METHOD={', '.join(ON_LATENCY)}; {self.method} takes SPARSITY")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
         if self.seed < 0:

@@ -17,6 +17,7 @@ from dap import count_params, load_compact
 from pipeline import augment, files
 from pipeline.context import Context, Results, Written
 from pipeline.evaluate import predictor
+from pipeline.profiling import check_asked
 from pipeline.results import versions
 from targets import Target, manifest
 from targets.artifact import Program, RuntimeUnavailable, sha256_of
@@ -282,7 +283,8 @@ class _Gate:
             )
             if known.unmeasured:
                 known = replace(known, latency=None, latency_dense=None, peak_mb=None)
-        checks = [*goldens, *judge(known, budget.limits)]
+        asked = check_asked(self.context.run, self.target.name, entry.format, known)  # none without LATENCY_MS
+        checks = [*goldens, *judge(known, budget.limits), *asked]
         return {
             **_nothing(overall(checks), known.unmeasured),
             "parity": asdict(known.parity) if known.parity else None,

@@ -8,6 +8,7 @@ from timm.models import VisionTransformer
 
 import dap
 from dap import PruneConfig, Pruner
+from dap.cost import LatencyTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,10 @@ RELEASED = ("savit", "wdpruning")
 """methods whose released code is known to be wrong somewhere: `released` repeats its mistakes"""
 
 
+ON_LATENCY = ("dap", "uniform", "taylor", "magnitude")
+"""methods that can prune under a budget of milliseconds"""
+
+
 def variant_settings(method: str, variant: str) -> dict[str, Any] | None:
     """Settings of PruneConfig in which a variant differs: one of VARIANTS, or `KEY=NUMBER`; None if it is neither.
 
@@ -82,16 +87,22 @@ def build(
     epochs: int,
     seed: int,
     allowed_width: Callable[[str, int], bool] | None,
+    latency: LatencyTable | None = None,
 ) -> dap.Method:
     """The pruner of a method, on `model`. The rule for widths is kept by DAP and its controls only.
+
+    latency: what the model's blocks cost, for config.cost = "latency"
 
     Raises ValueError for a sparsity that the method cannot reach, a model or a cost that it does not know.
     """
     # each imported where it is used: torch-pruning is optional, and a run needs one method only
+    if config.cost == "latency" and method not in ON_LATENCY:
+        raise ValueError(f"METHOD={method} knows no budget of milliseconds: take {', '.join(ON_LATENCY)}")
     if method == "savit":
         from dap.baselines.savit import Savit, SavitConfig
 
-        savit = SavitConfig(sparsity=config.sparsity, cost=config.cost, released=released, seed=seed)
+        cost: Any = config.cost
+        savit = SavitConfig(sparsity=config.sparsity, cost=cost, released=released, seed=seed)
         return Savit(model, savit, steps_per_epoch=steps_per_epoch)
     if method in ("wdpruning", "isomorphic") and config.cost != "params":
         raise ValueError(f"METHOD={method} counts parameters only: leave cost at params")
@@ -105,4 +116,11 @@ def build(
 
         return Isomorphic(model, IsomorphicConfig(sparsity=config.sparsity), steps_per_epoch=steps_per_epoch)
     pruning = replace(config, seed=seed, **METHODS[method].pruning)
-    return Pruner(model, pruning, steps_per_epoch=steps_per_epoch, epochs=epochs, allowed_width=allowed_width)
+    return Pruner(
+        model,
+        pruning,
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        allowed_width=allowed_width,
+        latency=latency,
+    )

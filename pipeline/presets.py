@@ -93,6 +93,11 @@ def with_method(config: RunConfig, method: str, *, released: bool = False, **pru
     )
 
 
+def with_latency(config: RunConfig, latency_ms: float) -> RunConfig:
+    """The same run under a budget of milliseconds on its target, in place of a sparsity."""
+    return replace(config, latency_ms=latency_ms, pruning=replace(config.pruning, cost="latency"))
+
+
 def pretraining(dataset: str, *, model: str, init: str | None, epochs: int, lr: float, seed: int) -> PretrainConfig:
     """Training of the embedded model's weights."""
     recipe = TrainConfig(epochs=epochs, batch_size=128, lr=lr, warmup_epochs=min(1, epochs - 1), checkpoint_seconds=300)
@@ -116,4 +121,7 @@ def run_name(config: RunConfig) -> str:
     method = f"{config.method}-released" if config.released else config.method
     if config.teacher:
         method += "-distill"
-    return f"{dataset}-{config.model}-{method}-{config.pruning.sparsity:g}-seed{config.seed}".replace("/", "_")
+    budget = f"{config.pruning.sparsity:g}"
+    if config.latency_ms is not None:
+        budget = f"{config.latency_ms:g}ms-{config.target}"
+    return f"{dataset}-{config.model}-{method}-{budget}-seed{config.seed}".replace("/", "_")

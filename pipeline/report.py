@@ -36,6 +36,7 @@ CHECKS = {  # a budget's key: how it is called, unit and the factor that leads t
     "top1_drop_max_points": ("top-1 lost against dense", "points", 1),
     "latency_p50_ms_max": ("latency p50", "ms", 1),
     "latency_p90_ms_max": ("latency p90", "ms", 1),
+    "latency_asked_ms_max": ("latency p50, LATENCY_MS + 10 %", "ms", 1),
     "latency_ratio_max": ("latency p50 against dense", "×", 1),
     "size_mb_max": ("size", "B", 1e6),
     "memory_mb_max": ("peak memory", "B", 1e6),
@@ -86,6 +87,7 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
         report=report,
         verdict=overall_verdict(report),
         models=compare_models(report),
+        asked=asked_latency(report),
         headline=headline,
         artifact=compare_artifacts(report, headline) if headline else [],
         judged=_judged(report),
@@ -113,6 +115,10 @@ def summary_table(report: Report, target: str | None = None) -> Table:
     table.add_column("")
     for heading in ("dense", "pruned", "change"):
         table.add_column(heading, justify="right")
+    for name, value in asked_latency(report):
+        table.add_row(name, "", value, "")
+    if asked_latency(report):
+        table.add_section()
     groups: list[tuple[str, list[Comparison]]] = [("", compare_models(report))]
     groups += [(_label(artifact), compare_artifacts(report, artifact)) for artifact in _judged(report, target)]
     for label, rows in groups:
@@ -155,6 +161,23 @@ def compare_models(report: Report) -> list[Comparison]:
         _compare("parameters", report["params_dense"], report["params"]),
         _compare("MACs", report["macs_dense"], report["macs"]),
     ]
+
+
+def asked_latency(report: Report) -> list[tuple[str, str]]:
+    """Milliseconds asked for, predicted and measured, in words; nothing if the run had no LATENCY_MS."""
+    if report["latency_ms_target"] is None:
+        return []
+    holds_for = report["latency_profile"]
+    rows = [("latency asked", show(report["latency_ms_target"], "ms"))]
+    if holds_for:
+        where = f"{holds_for['target']}, {holds_for['format']} {holds_for['precision']}"
+        rows.append((f"latency predicted, {where}", show(report["latency_ms_predicted"], "ms")))
+        for artifact in _judged(report, holds_for["target"]):
+            if artifact["format"] == holds_for["format"]:
+                times = artifact["latency_ms"] or {}
+                noisy = " (noisy)" if times.get("valid") is False else ""
+                rows.append((f"latency p50, {_label(artifact)}", show(times.get("p50"), "ms") + noisy))
+    return rows
 
 
 def compare_artifacts(report: Report, artifact: Report) -> list[Comparison]:

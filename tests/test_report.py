@@ -17,6 +17,7 @@ from rich.console import Console
 from pipeline import figures
 from pipeline.report import (
     CHECKS,
+    asked_latency,
     compare_artifacts,
     describe_check,
     overall_verdict,
@@ -102,6 +103,9 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "seed": 0,
         "sparsity_target": 0.75,
         "sparsity": 0.7501,
+        "latency_ms_target": None,
+        "latency_ms_predicted": None,
+        "latency_profile": None,
         "params_dense": 1_372_000,
         "params": 343_000,
         "macs_dense": 91_000_000,
@@ -363,7 +367,7 @@ def test_checks_are_described_in_words() -> None:
 
 
 def test_every_limit_that_a_budget_can_state_has_words() -> None:
-    assert CHECKS.keys() == {"golden", "golden_on_device", *LIMITS}
+    assert CHECKS.keys() == {"golden", "golden_on_device", "latency_asked_ms_max", *LIMITS}
 
 
 WIDTHS = [32, 384] * LAYERS
@@ -416,3 +420,51 @@ def test_svgs_carry_neither_date_nor_font_outlines_nor_addresses_to_fetch() -> N
     assert "metadata" not in svg
     assert "Width of every block" in svg
     assert set(re.findall(r"https?://[^\"<> ]+", svg)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    """A report of a run with LATENCY_MS."""
+    profile = {"target": "host", "format": "tflite", "precision": "int8-dynamic"}
+    budget = {"latency_ms_target": 1.4, "latency_ms_predicted": 1.392, "latency_profile": profile}
+    return make_report(sparsity_target=None, **{**budget, **changes})
+
+
+def test_what_was_asked_predicted_and_measured_stand_together(tmp_path: Path) -> None:
+    report = asked(artifacts=[make_artifact("dense"), make_artifact(), make_artifact(format="executorch")])
+    rows = [
+        ("latency asked", "1.40 ms"),
+        ("latency predicted, host, tflite int8-dynamic", "1.39 ms"),
+        ("latency p50, host, tflite fp32", "1.38 ms"),
+    ]
+    assert asked_latency(report) == rows
+    write_report(tmp_path, report, make_log(), {})
+    page = (tmp_path / "report.html").read_text()
+    assert "Latency asked: 1.40 ms, latency predicted, host, tflite int8-dynamic: 1.39 ms," in page
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(summary_table(report))
+    text = console.export_text()
+    for name, value in rows:
+        assert any(name in line and value in line for line in text.splitlines()), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({}, ("latency predicted, host, tflite int8-dynamic", "1.39 ms")),
+        ({"artifacts": [make_artifact(latency_ms=None)]}, ("latency p50, host, tflite fp32", "not measured")),
+        ({"latency_ms_predicted": None, "latency_profile": None}, ("latency asked", "1.40 ms")),
+    ],
+)
+def test_a_latency_that_is_not_known_yet_is_not_made_up(changes: dict[str, Any], last: tuple[str, str]) -> None:
+    assert asked_latency(asked(**{"artifacts": [], **changes}))[-1] == last
+
+
+def test_a_run_without_a_latency_says_nothing_of_one(tmp_path: Path) -> None:
+    assert asked_latency(make_report()) == []
+    write_report(tmp_path, make_report(), make_log(), {})
+    assert "latency asked" not in (tmp_path / "report.html").read_text().lower()
+
+
+def test_the_check_of_what_was_asked_has_a_name() -> None:
+    check = {"name": "latency_asked_ms_max", "limit": 1.54, "value": 1.38}
+    assert describe_check(check) == ("latency p50, LATENCY_MS + 10 %", "≤ 1.54 ms", "1.38 ms")

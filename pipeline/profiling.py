@@ -1,0 +1,517 @@
+"""`make profile`: what a block costs on a device, from the times of small ViTs that differ in one kind of block.
+
+Their weights are random, their exports those that a deployment would ship, and whatever reaches the target's devices
+times them. With T(...) the median time of a model and n equal blocks of width w, in front of one dense attention:
+
+    attn_last(w) = T(one attention of width w) - base      base = that T's line over w, continued to w = 0
+    attn(w)      = (T(n attentions, one attention) - T(one attention)) / n
+    mlp(w)       = (T(n MLPs, one attention) - T(one attention)) / n
+    mlp_last(w)  = (T(one attention, n MLPs) - T(one attention)) / n
+
+Each line is a job of its own, timed side by side, with T(one attention) in it to hold the jobs against each other.
+
+A whole model is slower than its parts, which stay in a processor's caches. So a few whole models are timed as well,
+each beside the dense one, as a deployment's gate times it; offset and factor that fit them best are applied to base and
+curves. What remains as error is told.
+
+`make prune LATENCY_MS=` then reads the profile: the run keeps a copy, and all that follows from it.
+"""
+
+import math
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import VisionTransformer
+
+from dap import PruneConfig
+from dap.compact import compact
+from dap.cost import BlockLatency, LatencyTable
+from dap.gates import branches_of, check_supported
+from pipeline import files, models
+from pipeline.data import View
+from pipeline.errors import EnvironmentLacks
+from pipeline.runs import Run
+from pipeline.train import Progress
+from targets import TARGETS, Target
+from targets import profile as profiles
+from targets.artifact import RuntimeUnavailable, sha256_of
+from targets.budget import Budget
+from targets.devices.drivers import connect
+from targets.devices.job import GOLDEN, Device, DeviceError, DeviceResult, Job
+from targets.devices.measure import describe
+from targets.formats import FORMATS
+from targets.latency import Protocol
+from targets.profile import Curve, Kind, Profile, Shape, Whole
+from targets.validate import Check, Measurements, judge
+
+BLOCKS = 4
+"""n: equal blocks in a row, so that noise counts a quarter"""
+ATTN_WIDTHS, MLP_WIDTHS, MLP_LAST_WIDTHS = 7, 9, 3
+"""points of the grid; what lies behind the last attention is a few per cent of a model"""
+PARTS = 5
+"""the spread is that of the estimates from so many parts of the measurement"""
+CLASSES = 100
+PROFILE = Protocol(name="profile", seconds=12.0, min_samples=100, warmup=10, cooldown_s=1.0)
+FEW_SAMPLES = 4 * PARTS
+NOISY = 0.1
+"""error of the prediction for whole models above which the user is warned"""
+SLACK = 1.1
+"""what a measured median may exceed LATENCY_MS by: predictions are meant to hold within a tenth"""
+FILE = "profile.json"
+"""the profile in a run's folder, by which it began and goes on"""
+
+WHOLE = ((1.0, 1, 1.0), (0.5, 1, 0.5), (1.0, 2, 0.5), (0.5, 3, 0.25))
+"""the whole models: share of head width, every n-th layer that keeps its attention, share of hidden units"""
+
+Layers = tuple[tuple[int, int], ...]
+"""head width and hidden units of each layer, 0 for a block that is gone"""
+
+
+def profile(
+    target: Target,
+    model: str,
+    *,
+    device: str | None = None,
+    format: str | None = None,
+    precision: str | None = None,
+    protocol: Protocol = PROFILE,
+    path: Path | None = None,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Profile, Path]:
+    """Measure the blocks of `model` on a device of the target, and add the profile to the target's file.
+
+    device: as connect takes it;  format, precision: None: the first that the target's budget names
+    protocol: of each job;  path: None: targets/profiles/<target>.json
+    Returns the profile and its file. Raises ValueError for a model, format or precision that the target does not have,
+    EnvironmentLacks without a device whose time counts, or if it breaks off.
+    """
+    format, precision = _chosen(target, format, precision)
+    path = path or profiles.path_of(target.name)
+    profiles.read(path)  # a damaged file should show before minutes are spent
+    dense = _dense(model, 1)
+    shape, view = shape_of(dense), View.of(dense)
+    try:
+        connected = connect(target, device, say)
+        if connected is None:
+            hint = "name it with DEVICE=" if target.driver else "no driver reaches one yet"
+            raise EnvironmentLacks(f"a profile is measured on a device of TARGET={target.name}: {hint}")
+        with tempfile.TemporaryDirectory() as folder:
+            timing = _Timing(model, view, target, format, precision, connected, protocol, say, progress, Path(folder))
+            kinds = timing.kinds(shape)
+            whole, described = timing.whole(shape)
+    except (DeviceError, RuntimeUnavailable) as error:
+        raise EnvironmentLacks(str(error)) from error
+    curves, (base_ms, base_spread_ms) = _curves(kinds)
+    found = _fitted(
+        Profile(
+            target=target.name,
+            device=described.device,
+            format=format,
+            precision=precision,
+            threads=target.threads,
+            runtime=f"{described.runtime} {described.runtime_version}",
+            model=model,
+            shape=shape,
+            measured=datetime.now(UTC).date().isoformat(),
+            base_ms=base_ms,
+            base_spread_ms=base_spread_ms,
+            curves=curves,
+            whole=whole,
+        )
+    )
+    if found.off() > NOISY:
+        say(f"the prediction is off by up to {100 * found.off():.0f} % for whole models: was the device busy? "
+            "Repeat the command when it is not")  # fmt: skip
+    return found, profiles.add(found, path)
+
+
+def shape_of(model: VisionTransformer) -> Shape:
+    """The shape that a dense model's profile belongs to. Raises ValueError if its blocks differ or are unsupported."""
+    attn, mlp = (branch.shape for branch in branches_of(check_supported(model))[:2])
+    return Shape(
+        dim=attn.dim,
+        heads=attn.heads,
+        head_width=attn.width,
+        hidden=mlp.width,
+        tokens=attn.tokens,
+        image_size=View.of(model).size,
+    )
+
+
+def grid(target: Target, shape: Shape, kind: Kind) -> list[int]:
+    """Widths to measure: the smallest and the dense one, and some evenly between them, all allowed on the target.
+
+    Raises ValueError if the target allows none.
+    """
+    attn, dense = kind.startswith("attn"), shape.dense_width(kind)
+    count = ATTN_WIDTHS if attn else MLP_LAST_WIDTHS if kind == "mlp_last" else MLP_WIDTHS
+    rule, factor = target.allowed_width, shape.heads if attn else 1
+    allowed = [w for w in range(1, dense) if rule is None or rule("qkv" if attn else "hidden", factor * w)]
+    allowed.append(dense)  # the dense model is what everything is compared with, whether its width is allowed or not
+    wanted = np.linspace(allowed[0], dense, count)
+    return sorted({min(allowed, key=lambda w: abs(w - aim)) for aim in wanted})
+
+
+# timing
+
+
+class _Timing:
+    """What all jobs of a profile have in common."""
+
+    def __init__(
+        self,
+        model: str,
+        view: View,
+        target: Target,
+        format: str,
+        precision: str,
+        device: Device,
+        protocol: Protocol,
+        say: Callable[[str], None],
+        progress: Progress,
+        folder: Path,
+    ) -> None:
+        """folder: for the exports, of this profile alone."""
+        self.model, self.view, self.target, self.format, self.precision = model, view, target, format, precision
+        self.device, self.protocol, self.say, self.progress = device, protocol, say, progress
+        self.folder = folder
+        self.exported: dict[tuple[Layers, str], Path] = {}
+        draw = np.random.default_rng(0)
+        self.image = draw.integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
+
+    def kinds(self, shape: Shape) -> dict[Kind, dict[int, np.ndarray]]:
+        """Time of the models of every kind and width, (PARTS,) milliseconds each, width 0 being the reference."""
+        K = shape.head_width
+        layers: dict[Kind, Callable[[int], Layers]] = {
+            "attn_last": lambda w: ((w, 0),),
+            "attn": lambda w: (*[(w, 0)] * BLOCKS, (K, 0)),
+            "mlp": lambda w: (*[(0, w)] * BLOCKS, (K, 0)),
+            "mlp_last": lambda w: ((K, w), *[(0, w)] * (BLOCKS - 1)),
+        }
+        found: dict[Kind, dict[int, np.ndarray]] = {}
+        for kind, of in layers.items():
+            wanted = {0: ((K, 0),), **{w: of(w) for w in grid(self.target, shape, kind)}}
+            asked = {f"{kind}-{width}": (some, self.precision) for width, some in wanted.items()}
+            times, _ = self._job(kind, asked)
+            found[kind] = {width: times[f"{kind}-{width}"] for width in wanted}
+        # a machine that has become faster or slower from one job to the next shows it in the reference
+        common = float(np.median([times[0] for times in found.values()]))
+        return {k: {w: t * common / times[0] for w, t in times.items()} for k, times in found.items()}
+
+    def whole(self, shape: Shape) -> tuple[tuple[Whole, ...], DeviceResult]:
+        """The whole models of WHOLE, each timed beside the dense one in the format's largest precision.
+
+        Also returns what the device has said of itself.
+        """
+        depth = depth_of(self.model)
+        dense = ((shape.head_width, shape.hidden),) * depth, FORMATS[self.format].precisions[-1]
+        K, F = (grid(self.target, shape, kind) for kind in ("attn", "mlp"))
+        found = []
+        for number, (head_share, every, hidden_share) in enumerate(WHOLE, start=1):
+            head_width = min(K, key=lambda w: abs(w - head_share * shape.head_width))
+            hidden = min(F, key=lambda w: abs(w - hidden_share * shape.hidden))
+            some = tuple((head_width if (depth - 1 - i) % every == 0 else 0, hidden) for i in range(depth))
+            times, result = self._job(f"whole {number}/{len(WHOLE)}", {"some": (some, self.precision), "dense": dense})
+            found.append((some, times))
+        common = float(np.median([times["dense"] for _, times in found]))
+        return tuple(
+            Whole(layers=some, ms=float(np.median(times["some"] * common / times["dense"]))) for some, times in found
+        ), result
+
+    def _job(self, what: str, asked: Mapping[str, tuple[Layers, str]]) -> tuple[dict[str, np.ndarray], DeviceResult]:
+        """(PARTS,) median milliseconds of each model, timed in turn on the device. asked: name -> layers, precision."""
+        suffix = FORMATS[self.format].suffix
+        names = {name: f"{name}{suffix}" for name in asked}
+        with tempfile.TemporaryDirectory() as folder_name:
+            folder = Path(folder_name)
+            for done, (name, (layers, precision)) in enumerate(asked.items()):
+                self.progress(f"{what}: exporting", done, len(asked), {})
+                (folder / names[name]).symlink_to(self._exported(layers, precision))
+            self.progress(f"{what}: exporting", len(asked), len(asked), {})
+            (folder / GOLDEN).write_bytes(self.image.tobytes())
+            job = Job(
+                id=uuid.uuid4().hex,
+                format=self.format,
+                files=tuple(names.values()),
+                sha256={name: sha256_of(folder / name) for name in (*names.values(), GOLDEN)},
+                threads=self.target.threads,
+                height=self.view.size,
+                width=self.view.size,
+                classes=CLASSES,
+                golden=(
+                    (0.0,) * CLASSES,
+                ),  # a job has a picture to time only if it has logits of one; none are checked
+                protocol=self.protocol,
+            )
+            self.say(f"  {what}: {len(names)} models in turn on {self.device.name}, {self.protocol.seconds:g} s")
+            result = self.device.run(job, folder, lambda what, done, total: None)
+        self._check(result)
+        taken = {name: np.array_split(result.latency[file].samples_ms, PARTS) for name, file in names.items()}
+        return {name: np.array([np.median(part) for part in parts]) for name, parts in taken.items()}, result
+
+    def _exported(self, layers: Layers, precision: str) -> Path:
+        """The file of a model of random weights, exported once."""
+        known = (layers, precision)
+        if known not in self.exported:
+            path = self.folder / f"{len(self.exported)}{FORMATS[self.format].suffix}"
+            FORMATS[self.format].export(
+                stack(self.model, layers),
+                mean=self.view.mean,
+                std=self.view.std,
+                path=path,
+                precision=precision,
+                calibration=self.image if "static" in precision else None,
+            )
+            if self.target.driver == "local" and not FORMATS[self.format].load(path, self.target.threads).timed:
+                raise RuntimeUnavailable(f"{self.format} has no runtime here whose time counts: take another FORMAT")
+            self.exported[known] = path
+        return self.exported[known]
+
+    def _check(self, result: DeviceResult) -> None:
+        """Raises DeviceError unless the times are a device's of this target."""
+        if result.refused:
+            raise DeviceError(f"the device refuses {result.file}: {result.refused}")
+        if result.device.get("emulated"):
+            raise DeviceError(f"{result.device['emulated']} emulates this device: its time says nothing of a real one")
+        if why := self.target.why_untimed(result.device):
+            raise DeviceError(why)
+        fewest = min(latency.samples for latency in result.latency.values())
+        if fewest < FEW_SAMPLES:
+            raise DeviceError(f"the device is too slow: {fewest} samples, {FEW_SAMPLES} needed")
+
+
+def _dense(model: str, depth: int | None) -> VisionTransformer:
+    """The dense model of a name with random weights and so many layers; None: its own."""
+    models.check_name(model)
+    options: dict[str, Any] = {} if depth is None else {"depth": depth}
+    return check_supported(timm.create_model(model, num_classes=CLASSES, **options)).eval()
+
+
+def stack(model: str, layers: Layers) -> VisionTransformer:
+    """A model of that name's shape with random weights and these layers, compact, in eval mode."""
+    dense = _dense(model, len(layers))
+    widths = [width for layer in layers for width in layer]
+    return compact(dense, branches_of(dense), [{"width": torch.arange(width)} for width in widths])
+
+
+def _curves(kinds: Mapping[Kind, Mapping[int, np.ndarray]]) -> tuple[dict[Kind, Curve], tuple[float, float]]:
+    """The curves, and the base's milliseconds and spread, from the time of every model."""
+    first = kinds["attn_last"]
+    widths = [width for width in first if width]
+    _, base_P = np.polyfit(widths, np.stack([first[width] for width in widths]), 1)
+    # one width alone has no line; and noise must not leave the smallest attention without a cost
+    base_P = np.minimum(base_P, 0.99 * first[widths[0]]) if len(widths) > 1 else 0.5 * first[widths[0]]
+    curves = {}
+    for kind, times in kinds.items():
+        alone_P, count = (base_P, 1) if kind == "attn_last" else (times[0], BLOCKS)
+        added = {width: (time_P - alone_P) / count for width, time_P in times.items() if width}
+        curves[kind] = Curve.measured(
+            list(added),
+            [float(np.median(ms_P)) for ms_P in added.values()],
+            [float(np.ptp(ms_P)) for ms_P in added.values()],
+        )
+    return curves, (float(np.median(base_P)), float(np.ptp(base_P)))
+
+
+def _fitted(found: Profile) -> Profile:
+    """The profile with base and curves scaled so that its whole models are predicted best, in relative terms."""
+    # measured = offset + factor x predicted, both sides divided by measured
+    measured = np.array([whole.ms for whole in found.whole])
+    predicted = np.array([found.predict_ms(whole.layers) for whole in found.whole])
+    rows = np.stack([1 / measured, predicted / measured], 1)
+    offset, factor = np.linalg.lstsq(rows, np.ones(len(measured)), rcond=None)[0]
+    if factor <= 0 or offset + factor * found.base_ms <= 0:  # noise has the upper hand
+        offset, factor = 0.0, float(np.median(measured / predicted))
+    curves = {
+        kind: Curve.measured(curve.widths, factor * np.array(curve.raw_ms), factor * np.array(curve.spread_ms))
+        for kind, curve in found.curves.items()
+    }
+    return replace(
+        found,
+        base_ms=float(offset + factor * found.base_ms),
+        base_spread_ms=float(factor * found.base_spread_ms),
+        curves=curves,
+    )
+
+
+def _chosen(target: Target, format: str | None, precision: str | None) -> tuple[str, str]:
+    """Format and precision of a profile. Raises ValueError for one that the target does not have."""
+    budget = target.budget()
+    format = format or next(iter(budget))
+    if format not in target.offered:
+        raise ValueError(f"FORMAT={format} is no format of TARGET={target.name}; it has {', '.join(target.offered)}")
+    allowed = budget[format].precisions if format in budget else target.offered[format]
+    precision = precision or allowed[0]
+    if precision not in target.offered[format]:
+        known = ", ".join(target.offered[format])
+        raise ValueError(f"PRECISION={precision} is no precision of {format} on TARGET={target.name}; it has {known}")
+    return format, precision
+
+
+def depth_of(model: str) -> int:
+    """Layers of the model of a name."""
+    return len(_dense(model, None).blocks)
+
+
+def rows(found: Profile) -> list[dict[str, Any]]:
+    """One row per kind and width, ready to show."""
+    base = {"kind": "outside the blocks", "width": "", "ms": found.base_ms, "spread_ms": found.base_spread_ms}
+    return [base] + [
+        {"kind": kind, "width": width, "ms": ms, "spread_ms": spread_ms}
+        for kind, curve in found.curves.items()
+        for width, ms, spread_ms in zip(curve.widths, curve.ms, curve.spread_ms, strict=True)
+    ]
+
+
+# a run under a budget of milliseconds
+
+
+def fix(run: Run) -> dict[str, str]:
+    """Copy the profile that a run is to be pruned by into its folder, once, so that a resumed run goes by the same.
+
+    Returns the copy's digest by name; nothing for a run without LATENCY_MS. Raises ValueError, with what to do, if
+    there is no profile of the run's target and model, or LATENCY_MS is out of its reach.
+    """
+    config, path = run.config, run.folder / FILE
+    if config.latency_ms is None:
+        return {}
+    models.check_name(config.model)
+    dense = check_supported(timm.create_model(config.model, num_classes=CLASSES))
+    shape = shape_of(dense)
+    known = [found for found in profiles.read(path) if (found.target, found.shape) == (config.target, shape)]
+    found = known[0] if known else find(TARGETS[config.target], shape, config.model)
+    sparsity_of(config.latency_ms, table_of(found, len(dense.blocks)), config.target)
+    if not known:
+        profiles.write([found], path)
+    return {FILE: files.digest(path)}
+
+
+def find(target: Target, shape: Shape, model: str) -> Profile:
+    """The profile of a model's shape in the target's file, of the first format and precision in the target's budget.
+
+    Raises ValueError, with what to do, if there is none, or if it was measured on another machine than this one where
+    this one is the target.
+    """
+    path = profiles.path_of(target.name)
+    again = f"make profile TARGET={target.name} MODEL={model}"
+    fitting = [found for found in profiles.read(path) if found.shape == shape]
+    if not fitting:
+        raise ValueError(f"there is no profile of {model} on TARGET={target.name} in {path}. `{again}` makes one")
+    order = [(format, precision) for format, budget in target.budget().items() for precision in budget.precisions]
+    ranks = {pair: rank for rank, pair in enumerate(order)}
+    found = min(fitting, key=lambda one: ranks.get((one.format, one.precision), len(ranks)))
+    here = describe()
+    other = [key for key in ("cpu", "cores", "arch") if found.device.get(key) != here[key]]
+    if target.driver == "local" and other:
+        seen = ", ".join(str(found.device.get(key)) for key in ("cpu", "cores", "arch"))
+        raise ValueError(f"{path} was measured on another machine ({seen}). `{again}` measures this one")
+    return found
+
+
+def table_of(found: Profile, layers: int) -> LatencyTable:
+    """What the allocator needs of a profile, for a model of so many layers.
+
+    The last attention stays, so that which blocks lie behind it does not change with the allocation.
+    """
+    blocks = []
+    for layer in range(layers):
+        for kind in ("attn", "mlp"):
+            last = layer == layers - 1
+            curve = found.curves[_kind(kind, last)]
+            blocks.append(BlockLatency(widths=curve.widths, ns=_ns(*curve.ms), stays=last and kind == "attn"))
+    return LatencyTable(outside_ns=_ns(found.base_ms)[0], blocks=tuple(blocks))
+
+
+def sparsity_of(latency_ms: float, table: LatencyTable, target: str) -> float:
+    """Share of the dense model's time that must go. Raises ValueError for a time that is out of reach, or needs none.
+
+    target: for the message
+    """
+    least_ms, dense_ms = table.least_ns / 1e6, table.dense_ns / 1e6
+    if latency_ms < least_ms:
+        digits = 2 - math.floor(math.log10(least_ms))
+        lowest = math.ceil(least_ms * 10**digits) / 10**digits  # rounded up, so that it is itself reachable
+        raise ValueError(
+            f"LATENCY_MS={latency_ms:g} can't be reached on TARGET={target}: the lowest reachable is {lowest:g}, "
+            "with nothing left but the last attention at its smallest width"
+        )
+    if latency_ms >= dense_ms:
+        raise ValueError(
+            f"LATENCY_MS={latency_ms:g} leaves nothing to prune: the dense model is predicted to take "
+            f"{dense_ms:.3g} ms on TARGET={target}"
+        )
+    return 1 - latency_ms / dense_ms
+
+
+def budget_of(run: Run, layers: int) -> tuple[PruneConfig, LatencyTable | None]:
+    """The run's settings of pruning, with the sparsity that follows from LATENCY_MS, and the table for the allocator.
+
+    Without LATENCY_MS the settings as they are, and None. Stage prepare has fixed the profile.
+    """
+    config = run.config
+    if config.latency_ms is None:
+        return config.pruning, None
+    table = table_of(_fixed(run), layers)
+    return replace(config.pruning, sparsity=sparsity_of(config.latency_ms, table, config.target)), table
+
+
+def prediction(run: Run, small: VisionTransformer) -> dict[str, Any]:
+    """What the run's profile says of its compact model: latency_ms_predicted, and latency_profile, what it holds for.
+
+    Both None without LATENCY_MS.
+    """
+    if run.config.latency_ms is None:
+        return {"latency_ms_predicted": None, "latency_profile": None}
+    found = _fixed(run)
+    holds_for = {"target": found.target, "format": found.format, "precision": found.precision}
+    return {"latency_ms_predicted": found.predict_ms(layers_of(small)), "latency_profile": holds_for}
+
+
+def check_asked(run: Run, target: str, format: str, known: Measurements) -> list[Check]:
+    """Whether an artifact keeps to LATENCY_MS, with SLACK, where it is one that the run's profile speaks of; else none.
+
+    Of the profile's format in any precision: who asked for milliseconds wants them of what is shipped.
+    """
+    holds_for = run.results("compact").get("latency_profile")
+    if not holds_for or (holds_for["target"], holds_for["format"]) != (target, format):
+        return []
+    assert run.config.latency_ms is not None, "a run with a profile has been asked for milliseconds"
+    limit = Budget(latency_p50_ms_max=SLACK * run.config.latency_ms)
+    return [replace(check, name="latency_asked_ms_max") for check in judge(known, limit)]
+
+
+def layers_of(small: VisionTransformer) -> Layers:
+    """Head width and hidden units of each layer of a dense or compact model."""
+    layers = []
+    for block in small.blocks:
+        attn: Any = block.attn
+        mlp: Any = block.mlp
+        layers.append((attn.head_dim if attn is not None else 0, mlp.fc1.out_features if mlp is not None else 0))
+    return tuple(layers)
+
+
+def _fixed(run: Run) -> Profile:
+    found = profiles.read(run.folder / FILE)
+    if not found:
+        raise ValueError(f"{run.folder / FILE} is missing. Repeat the run in another folder (RUN=name)")
+    return found[0]
+
+
+def _kind(kind: str, last: bool) -> Kind:
+    if kind == "attn":
+        return "attn_last" if last else "attn"
+    return "mlp_last" if last else "mlp"
+
+
+def _ns(*ms: float) -> tuple[int, ...]:
+    """Whole nanoseconds, at least 1."""
+    return tuple(max(1, round(value * 1e6)) for value in ms)
