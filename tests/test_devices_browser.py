@@ -587,6 +587,7 @@ console.log(JSON.stringify([found, clockStepNs(), ...steps]));
     )
 
 
+@pytest.mark.slow
 @real
 def test_a_deployment_to_the_web_has_a_full_verdict(run_copy, one_format):
     context, said = context_of(run_copy)
