@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
@@ -371,6 +372,7 @@ from targets.devices.ssh import Ssh
 target = dataclasses.replace(TARGETS["rpi5"], machines=(platform.machine(),))
 folder = Path({folder!r})
 device = Ssh.connect({address!r}, target, print)
+print(device._connection._options[0], flush=True)
 device.run(read_job(folder), folder, lambda what, done, total: print(what, done, flush=True))
 """
 
@@ -387,6 +389,7 @@ def test_a_deployment_that_is_cut_off_here_holds_nothing_there(board, connect, j
         start_new_session=True,
     )
     with process:
+        control = process.stdout.readline().strip()
         while process.stdout.readline() != "latency 0\n":
             assert process.poll() is None
         pid, begun = runner_of(board), time.monotonic()
@@ -397,6 +400,10 @@ def test_a_deployment_that_is_cut_off_here_holds_nothing_there(board, connect, j
     assert ends(pid, 8), "nobody listens to it any more"
     if how == signal.SIGINT:
         assert board.jobs == []
+        assert not Path(control.partition("=")[2]).parent.exists()
+    else:  # ssh keeps the connection of a process that could not close it for connection.PERSIST
+        subprocess.run(["ssh", control, "-Oexit", "board"], check=True, capture_output=True)
+        shutil.rmtree(Path(control.partition("=")[2]).parent)
     assert connect().run(*job, lambda *_: None).golden_error == 0
 
 
