@@ -90,6 +90,54 @@ def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
     return ratio_B
 
 
+def ratios_with_entry(
+    importance_B: Array, dense_B: Array, entry_B: Array, stays_B: NDArray[np.bool_], budget: float
+) -> Array:
+    """keep_ratios() where a block that is there at all costs an entry, which narrowing it does not give back.
+
+    importance_B: (B,) float >= 0, unitless
+    dense_B:      (B,) cost of each dense block
+    entry_B:      (B,) cost of each block at its smallest width, above 0
+    stays_B:      (B,) blocks that must not go, whatever their importance
+    budget:       cost to keep over all blocks
+    Returns (B,) float in [0, 1], each 0 or at least entry / dense. sum(ratio x dense) is the budget, or less by what is
+    too little for the entry of a block that is gone. Raises ValueError if the budget does not cover the entries of the
+    blocks that stay, or exceeds dense_B.sum().
+
+    Time is like that: an attention of a tenth of its width still takes two thirds of the dense one's time. Sharing cost
+    out in proportion to importance would leave most of them just above their entry, where they cost much and do little.
+    So blocks whose share does not cover their entry go, the one furthest below it first, since what it frees raises the
+    others' shares; where no block is more important than another, none goes unless it must. Those that are left pay
+    their entries, and the rest of the budget is shared out as keep_ratios does it.
+    Source: ours; the paper's cost, parameters, has no entry.
+    """
+    if budget < entry_B[stays_B].sum():
+        raise ValueError(f"a budget of {budget:g} does not cover what always stays, {entry_B[stays_B].sum():g}")
+    living_B = np.ones(len(dense_B), dtype=bool)
+    while True:
+        covered_B = _ratios_of(living_B, importance_B, dense_B, budget) * dense_B / entry_B
+        short_B = living_B & ~stays_B & (covered_B < 1.0 - 1e-9)
+        affordable = entry_B[living_B].sum() <= budget
+        if affordable and (not short_B.any() or np.ptp(importance_B) == 0.0):
+            break
+        going_B = short_B if short_B.any() else living_B & ~stays_B
+        living_B[np.argmin(np.where(going_B, covered_B, np.inf))] = False
+    free_B = np.where(living_B, dense_B - entry_B, 0)
+    paid_B = np.where(living_B, entry_B, 0)
+    ratio_B = _ratios_of(free_B > 0, importance_B, free_B, budget - float(paid_B.sum()))
+    kept_B: Array = (paid_B + free_B * ratio_B) / dense_B
+    return kept_B
+
+
+def _ratios_of(some_B: NDArray[np.bool_], importance_B: Array, dense_B: Array, budget: float) -> Array:
+    """keep_ratios() among some blocks, 0 for the others; what they cannot hold of the budget stays unused."""
+    ratio_B = np.zeros(len(dense_B))
+    if some_B.any():
+        mine = dense_B[some_B]
+        ratio_B[some_B] = keep_ratios(importance_B[some_B], mine, min(budget, float(mine.sum())))
+    return ratio_B
+
+
 def model_budget(total: int, least: int, sparsity: float) -> int:
     """What the model may keep so that `sparsity` of everything is gone.
 

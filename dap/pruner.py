@@ -159,12 +159,16 @@ class Pruner:
             self._choices = [importance.width_choices(s.kind, s.heads, s.width, allowed_width) for s in shapes]
         else:
             self._choices = [np.arange(2 * s.dim + s.width + 1) for s in shapes]
-        # cost of each block that it may not go below: 0 unless the table says that the block stays
-        self._least_B = np.zeros_like(self._dense_B)
+        # What each block costs at its smallest width, and whether that is the least it may have: 0 and never without a
+        # table of latencies. Of parameters the first is next to nothing.
+        self._entry_B = np.zeros_like(self._dense_B)
+        self._stays_B = np.zeros(len(shapes), dtype=bool)
         for b, block in enumerate(latency.blocks if latency is not None else ()):
+            alive = self._choices[b][self._choices[b] > 0]
+            self._entry_B[b] = block.cost(0, alive[0], 0)
             if block.stays:
-                self._choices[b] = self._choices[b][self._choices[b] > 0]
-                self._least_B[b] = block.cost(0, self._choices[b][0], 0)
+                self._choices[b], self._stays_B[b] = alive, True
+        self._least_B = np.where(self._stays_B, self._entry_B, 0)
         if latency is not None:
             self._total = latency.dense_ns
         else:
@@ -294,6 +298,8 @@ class Pruner:
             self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._scored_steps
             held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
             for i in range(2):
+                # a block that is gone would cost its entry to come back
+                held_B = np.maximum(held_B, self._entry_B)
                 new_B = allocate.bpi_to_importance(self._bpi[i], held_B, self._dense_B, self.config.benefit_scale)
                 if self._latency is not None:
                     # Blocks behind the last attention cost so little that their importance would be most of the mean,
@@ -311,13 +317,9 @@ class Pruner:
             importance_B = np.ones(len(self._dense_B))
         else:
             importance_B = allocate.blend(class_B, patch_B, self.config.class_weight)
-        if not self._least_B.any():
+        if self._latency is None:
             return allocate.keep_ratios(importance_B, self._dense_B, self._budget)
-        free_B = self._dense_B - self._least_B
-        kept_B = self._least_B + free_B * allocate.keep_ratios(
-            importance_B, free_B, self._budget - int(self._least_B.sum())
-        )
-        return kept_B / self._dense_B
+        return allocate.ratios_with_entry(importance_B, self._dense_B, self._entry_B, self._stays_B, self._budget)
 
     def _move_masks(self, progress: float, temperature: float) -> MaskUpdate:
         """Choose how much of every block stays at this progress and set the masks to it."""

@@ -9,6 +9,7 @@ from dap_models import batches, logits, tiny_vit, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dap.allocate import keep_ratios, ratios_with_entry
 from dap.cost import BlockLatency, LatencyTable
 from dap.pruner import PruneConfig, Pruner
 
@@ -166,3 +167,62 @@ def test_a_resumed_run_needs_its_table() -> None:
     before = {key: value for key, value in make(0.5)[1].state_dict().items() if key != "latency"}
     with pytest.raises(ValueError, match="other latencies"):
         again.load_state_dict(before)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 9.0), st.integers(2, 10_000), st.floats(0.001, 1.0)), min_size=1, max_size=12),
+    st.floats(0.0, 1.0),
+)
+def test_what_is_kept_pays_its_entry_and_no_budget_is_exceeded(
+    blocks: list[tuple[float, int, float]], share: float
+) -> None:
+    importance_B, dense_B, part_B = (np.array(column) for column in zip(*blocks, strict=True))
+    entry_B = np.maximum(1, (part_B * dense_B).astype(np.int64))
+    stays_B = np.arange(len(blocks)) == len(blocks) - 1
+    budget = float(entry_B[-1] + share * (dense_B.sum() - entry_B[-1]))
+    ratio_B = ratios_with_entry(importance_B, dense_B, entry_B, stays_B, budget)
+    kept_B = ratio_B * dense_B
+    living_B = ratio_B > 0
+    assert kept_B.sum() <= budget * (1 + 1e-9)
+    assert (kept_B[living_B] >= entry_B[living_B] * (1 - 1e-9)).all()
+    assert (ratio_B <= 1 + 1e-9).all()
+    assert living_B[-1]
+    # what is unused could not pay for a block that is gone, or there is nothing left to widen
+    unused = budget - kept_B.sum()
+    if (kept_B[living_B] < dense_B[living_B] * (1 - 1e-6)).any():
+        assert unused <= 1e-6 * budget
+
+
+def test_without_entries_it_is_the_papers_rule() -> None:
+    importance_B, dense_B = np.array([0.5, 2.0, 1.0]), np.array([100_000, 200_000, 300_000])
+    free = ratios_with_entry(importance_B, dense_B, np.ones(3, dtype=np.int64), np.zeros(3, dtype=bool), 250_000.0)
+    np.testing.assert_allclose(free, keep_ratios(importance_B, dense_B, 250_000.0), atol=1e-4)
+
+
+def test_a_block_that_its_share_does_not_pay_for_makes_room_for_the_others() -> None:
+    dense_B, entry_B, stays_B = np.array([100] * 4), np.array([60] * 4), np.zeros(4, dtype=bool)
+    importance_B = np.array([1.0, 3.0, 2.0, 2.0])
+    ratio_B = ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 260.0)
+    assert ratio_B[0] == 0
+    assert ratio_B[1] > ratio_B[2] == ratio_B[3] > 0.6
+    assert ratio_B.sum() * 100 == pytest.approx(260)
+    # with no evidence for an order all stay, as long as all entries are paid
+    np.testing.assert_allclose(ratios_with_entry(np.ones(4), dense_B, entry_B, stays_B, 260.0), 0.65)
+    assert (ratios_with_entry(np.ones(4), dense_B, entry_B, stays_B, 230.0) > 0).sum() == 3
+    stays_B[0] = True
+    assert ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 260.0)[0] >= 0.6
+    with pytest.raises(ValueError, match="does not cover what always stays, 60"):
+        ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 59.0)
+
+
+def test_attention_goes_whole_rather_than_to_its_smallest_width() -> None:
+    latency = table(layers=4)
+    pruner = Pruner(
+        tiny_vit(depth=4), PruneConfig(sparsity=0.6, cost="latency"), steps_per_epoch=STEPS, epochs=1, latency=latency
+    )
+    pruner._importance = [np.array([1.0, 2.0, 3.0, 2.0, 0.5, 2.0, 1.0, 1.0])] * 2
+    pruner._move_masks(1.0, 0.0)
+    widths = [block["width"] for block in pruner.blocks()]
+    assert widths[4] == 0
+    assert widths[2] >= K // 2
