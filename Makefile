@@ -11,7 +11,7 @@ RUN_PIPELINE := $(VENV)/bin/python -m pipeline
 lower = $(shell printf '%s' '$(1)' | tr 'A-Z_' 'a-z-')
 options = $(foreach name,$(1),$(if $(strip $($(name))),--$(call lower,$(name)) "$$$(name)"))
 
-.PHONY: help env demo data prune profile deploy app stage pretrain compare paper-table bench-step bench-loader bench-export test check format lock
+.PHONY: help env demo data prune profile deploy app stage pretrain compare paper-table bench-step bench-loader bench-export bench-latency-budget test check format lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,9 @@ bench-loader: $(READY) ## images per second of our training loader and timm's [Q
 
 bench-export: $(READY) ## our exports beside stock ones and other runtimes [QUICK OUT]
 	@$(RUN_PIPELINE) bench-export $(if $(QUICK),--quick) $(call options,OUT)
+
+bench-latency-budget: $(READY) ## milliseconds against parameters as DAP's budget [DATASET SUBSET MODEL SPARSITY SEEDS EPOCHS FINETUNE_EPOCHS QUICK OUT]
+	@$(RUN_PIPELINE) bench-latency-budget $(call options,DATASET SUBSET MODEL SPARSITY SEEDS EPOCHS FINETUNE_EPOCHS OUT) $(if $(QUICK),--quick)
 
 test: $(READY) ## run all tests
 	@$(VENV)/bin/python -m pytest

@@ -498,6 +498,52 @@ def bench_export(
     output.print(f"results: {out}", soft_wrap=True)
 
 
+@app.command("bench-latency-budget", epilog=EXIT_CODES)
+def bench_latency_budget(
+    dataset: DatasetOption = "digits",
+    subset: SubsetOption = None,
+    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
+    sparsity: Annotated[float, typer.Option(help="Of the runs whose latency is then asked for.")] = 0.75,
+    seeds: Annotated[str, typer.Option(help="Seeds, each two runs.")] = "0 1 2",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, one epoch each; latency for 10 seconds.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/bench-latency-budget.json"
+    ),
+) -> None:
+    """DAP under a budget of parameters against DAP under the milliseconds that this takes: accuracy, prediction.
+
+    Needs a profile of MODEL on this machine (make profile). Repeat the command to go on.
+    """
+    from pipeline import bench_latency as bench
+    from pipeline import presets
+    from pipeline.files import write_text
+    from pipeline.results import write_results
+
+    if quick:
+        seeds, epochs, finetune_epochs = "0", 1, 1
+    preset = presets.of(dataset, model, 0.5)  # as `make compare` has it, whose runs are used
+    assert preset.prune is not None
+    assert preset.finetune is not None
+    total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
+    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
+    base = _configure(preset, epochs=lengths, lr=None, batch_size=None)
+    base = dataclasses.replace(base, subset=subset)
+    root = RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
+    numbers = _numbers("SEEDS", seeds, int)
+    with _progress() as progress:
+        rows = bench.bench_latency(
+            base, root, sparsity=sparsity, seeds=numbers, quick=quick, progress=progress, say=_say
+        )
+    command = _command("bench-latency-budget", dataset=_shown(dataset), subset=subset, model=model, sparsity=sparsity,
+                       seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs)  # fmt: skip
+    write_results(out, command + (" QUICK=1" if quick else ""), rows)
+    write_text(out.with_suffix(".md"), bench.report(rows))
+    output.print(bench.report(rows), markup=False, soft_wrap=True)
+    output.print(f"results: {out}", soft_wrap=True)
+
+
 def _numbers(name: str, text: str, kind):
     try:
         if numbers := [kind(number) for number in text.split()]:

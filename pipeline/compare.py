@@ -120,7 +120,7 @@ def compare(
         row = _row(cell, context.run, errors.get(cell.name))
         rows.append(row)
         if row["error"] is None:
-            row["top1"], row["images"] = _unseen(context, cell)
+            row["top1"], row["images"] = unseen(context, cell)
             if cell.seed == queue[0].seed:
                 view = context.view
                 models[cell.name] = _model(context, cell)
@@ -175,7 +175,7 @@ def _work(
                         if cell.variant == DISTILL and cell.teacher in errors:
                             raise ValueError(f"{cell.teacher} has failed: {errors[cell.teacher]}")
                         stages.run_training(context)
-                        _unseen(context, cell)
+                        unseen(context, cell)
                     except ValueError as error:
                         say(f"  {error}")
                         errors[cell.name] = str(error)
@@ -228,7 +228,7 @@ def _model(context: Context, cell: Cell) -> VisionTransformer:
     return context.dense_model() if cell.method == "dense" else load_compact(context.model_folder)
 
 
-def _unseen(context: Context, cell: Cell) -> tuple[float, int]:
+def unseen(context: Context, cell: Cell) -> tuple[float, int]:
     """Top-1 in percent on every image that was not trained on, and how many those are; measured once.
 
     They are the validation split and the training images that SUBSET leaves out: with few images, chance would hide

@@ -97,7 +97,7 @@ def profile(
     format, precision = _chosen(target, format, precision)
     path = path or profiles.path_of(target.name)
     profiles.read(path)  # a damaged file should show before minutes are spent
-    dense = _dense(model, 1)
+    dense = dense_of(model, 1)
     shape, view = shape_of(dense), View.of(dense)
     try:
         connected = connect(target, device, say)
@@ -289,7 +289,7 @@ class _Timing:
             raise DeviceError(f"the device is too slow: {fewest} samples, {FEW_SAMPLES} needed")
 
 
-def _dense(model: str, depth: int | None) -> VisionTransformer:
+def dense_of(model: str, depth: int | None = None) -> VisionTransformer:
     """The dense model of a name with random weights and so many layers; None: its own."""
     models.check_name(model)
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
@@ -298,7 +298,7 @@ def _dense(model: str, depth: int | None) -> VisionTransformer:
 
 def stack(model: str, layers: Layers) -> VisionTransformer:
     """A model of that name's shape with random weights and these layers, compact, in eval mode."""
-    dense = _dense(model, len(layers))
+    dense = dense_of(model, len(layers))
     widths = [width for layer in layers for width in layer]
     return compact(dense, branches_of(dense), [{"width": torch.arange(width)} for width in widths])
 
@@ -359,7 +359,7 @@ def _chosen(target: Target, format: str | None, precision: str | None) -> tuple[
 
 def depth_of(model: str) -> int:
     """Layers of the model of a name."""
-    return len(_dense(model, None).blocks)
+    return len(dense_of(model).blocks)
 
 
 def rows(found: Profile) -> list[dict[str, Any]]:
@@ -384,8 +384,7 @@ def fix(run: Run) -> dict[str, str]:
     config, path = run.config, run.folder / FILE
     if config.latency_ms is None:
         return {}
-    models.check_name(config.model)
-    dense = check_supported(timm.create_model(config.model, num_classes=CLASSES))
+    dense = dense_of(config.model)
     shape = shape_of(dense)
     known = [found for found in profiles.read(path) if (found.target, found.shape) == (config.target, shape)]
     found = known[0] if known else find(TARGETS[config.target], shape, config.model)
