@@ -3,10 +3,12 @@
 The runner, its Python and its packages are this machine's own; the emulated Raspberry Pi is in test_devices_qemu.py.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import pty
 import shutil
 import signal
 import socket
@@ -179,6 +181,24 @@ def test_an_unknown_host_key_is_not_accepted_for_the_user(board, connect):
     with pytest.raises(DeviceError, match=rf"not known here yet: ssh -p {board.port} 127\.0\.0\.1 once, and compare"):
         connect()
     assert board.known_hosts.read_text() == ""
+
+
+def test_at_a_terminal_ssh_itself_asks_about_an_unknown_host_key(board):
+    board.known_hosts.write_text("")
+    script = f"from targets.devices.connection import Connection; Connection({board.address!r}).open(); print('open')"
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+            if chunk.rstrip().endswith(b"(yes/no/[fingerprint])?"):
+                os.write(terminal, b"yes\n")
+    os.close(terminal)
+    assert os.waitpid(process, 0)[1] == 0, shown
+    assert shown.rstrip().endswith(b"open")
+    assert str(board.port) in board.known_hosts.read_text()
 
 
 def test_a_changed_host_key_is_an_alarm(board, connect):
