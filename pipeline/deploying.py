@@ -22,7 +22,17 @@ from pipeline.results import versions
 from targets import Target, manifest
 from targets.artifact import Program, RuntimeUnavailable, sha256_of
 from targets.budget import FormatBudget
-from targets.devices.job import GOLDEN, IMAGES, Device, DeviceError, DeviceResult, Job, rows_of, write_result
+from targets.devices.job import (
+    GOLDEN,
+    IMAGES,
+    Device,
+    DeviceError,
+    DeviceResult,
+    FormatUnavailable,
+    Job,
+    rows_of,
+    write_result,
+)
 from targets.devices.measure import logits
 from targets.formats import FORMATS
 from targets.latency import Protocol
@@ -44,6 +54,7 @@ GOLDEN_IMAGES = 8
 CALIBRATION_IMAGES = 64
 DEVICE_IMAGES = 256
 """validation images that go to a device, evenly spread"""
+EVERY = ""
 RESULTS = "device"
 """folder of what devices answered, one file an artifact"""
 EXPORTED = "exported.json"
@@ -155,7 +166,7 @@ def validate(context: Context, target: Target, budgets: Budgets, protocol: Proto
     written = gate.write(results)
     return written, {
         "device": device.description if device else None,
-        "broke_off": gate.broke_off,
+        "broke_off": "; ".join(gate.broke_off.values()) or None,
         "threads": target.threads,
         "protocol": protocol.name,
         "artifacts": results,
@@ -192,8 +203,8 @@ class _Gate:
     samples: dict[str, list[float]] = field(default_factory=dict)
     golden_logits: dict[str, np.ndarray] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
-    broke_off: str | None = None
-    """why the device is of no use any more"""
+    broke_off: dict[str, str] = field(default_factory=dict)
+    """why the device is of no use any more: by format, or under EVERY"""
 
     @staticmethod
     def of(context: Context, target: Target, protocol: Protocol, device: Device | None) -> "_Gate":
@@ -255,13 +266,13 @@ class _Gate:
         runtime, result = f"{program.runtime} {program.runtime_version}", None
         if overall([*goldens, *judge(known, budget.limits)]) == "fail":
             known = replace(known, unmeasured="it has failed already")
-        elif reason := self._why_untried(program):
+        elif reason := self._why_untried(program, entry.format):
             known = replace(known, unmeasured=reason)
         else:
             try:
                 result = self._on_device(entry, dense, golden_GC)
             except DeviceError as error:
-                self.broke_off = str(error)
+                self.broke_off[entry.format if isinstance(error, FormatUnavailable) else EVERY] = str(error)
                 self.context.say(f"  {error}")
                 known = replace(known, unmeasured=str(error))
         if result is not None and result.refused:
@@ -384,12 +395,12 @@ class _Gate:
         contents = replace(self.exported, files=tuple(measured), golden=golden, golden_share=shares)
         return [samples, *self.written, manifest.write(contents, path)]
 
-    def _why_untried(self, program: Program) -> str | None:
+    def _why_untried(self, program: Program, format: str) -> str | None:
         if self.device is None:
             return f"no {self.target.name} device has measured it"
         if not program.timed and self.target.driver == "local":
             return f"no time or memory: {program.runtime} stands in for the real runtime"
-        return self.broke_off
+        return self.broke_off.get(EVERY) or self.broke_off.get(format)
 
     def _run(self, program: Program, name: str) -> np.ndarray:
         total = len(self.context.dataset.val.labels)

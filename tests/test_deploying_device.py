@@ -12,7 +12,7 @@ from conftest import BRIEF, context_of
 
 from pipeline import stages
 from pipeline.errors import EnvironmentLacks
-from targets.devices.job import DeviceError, read_job, read_result, write_job
+from targets.devices.job import DeviceError, FormatUnavailable, read_job, read_result, write_job
 from targets.devices.measure import describe, run
 from targets.formats import FORMATS
 from targets.latency import invalid
@@ -136,6 +136,16 @@ def test_a_board_that_breaks_off_is_told_and_tried_again(deploy):
     assert verdict == "pass", "repeating the command is enough"
     verdict, _ = deploy(Board())
     assert "validate rpi5: finished before" in deploy.said
+
+
+def test_a_format_that_the_board_cannot_run_is_tried_again(deploy):
+    class Lacking(Board):
+        def run(self, job, folder, progress):
+            raise FormatUnavailable("no compiler: sudo apt install g++")
+
+    verdict, artifact = deploy(Lacking())
+    assert (verdict, artifact["reason"]) == ("not_measured", "no compiler: sudo apt install g++")
+    assert deploy(Board())[0] == "pass"
 
 
 def test_a_device_that_cannot_be_reached_costs_no_export(run_copy, monkeypatch):
