@@ -29,8 +29,8 @@ from targets.formats import FORMATS
 from targets.latency import FULL, QUICK, Protocol, measure
 from targets.profile import Profile
 
-LATENCY = "latency"
-"""the variant of DAP whose budget is milliseconds, as its run's folder calls it"""
+BUDGETS = {"params": None, "latency": "latency"}
+"""what the budget counts, and the variant of DAP that its run's folder is called after"""
 
 Row = dict[str, Any]
 
@@ -55,23 +55,24 @@ def bench_latency(
     found = profiling.find(host, shape, base.model)  # before anything is trained
     by_params = compare(base, root, cells(["dap"], [sparsity], seeds), timed=False, progress=progress, say=say)
     dense_top1 = {row["seed"]: row["top1"] for row in by_params if row["method"] == "dense"}
-    rows: list[Row] = []
+    pairs: dict[int, dict[str, Cell]] = {}
+    targets_ms = {}
     for seed in seeds:
-        first = Cell("dap", None, sparsity, seed)
-        target_ms = found.predict_ms(profiling.layers_of(load_compact(root / first.name / "model")))
-        second = Cell("dap", LATENCY, sparsity, seed)
-        _train(base, root / second.name, seed, target_ms, progress, say)
-        folders = {"params": root / first.name, LATENCY: root / second.name}
-        contexts = {budget: Context(Run.open(folder), progress, lambda _: None) for budget, folder in folders.items()}
-        accuracy = {
-            "params": unseen(contexts["params"], first)[0],
-            LATENCY: unseen(contexts[LATENCY], second)[0],
+        pair = pairs[seed] = {budget: Cell("dap", variant, sparsity, seed) for budget, variant in BUDGETS.items()}
+        first = load_compact(root / pair["params"].name / "model")
+        targets_ms[seed] = found.predict_ms(profiling.layers_of(first))
+        _train(base, root / pair["latency"].name, seed, targets_ms[seed], progress, say)
+    rows: list[Row] = []
+    for seed, pair in pairs.items():  # once nothing trains any more
+        contexts = {
+            budget: Context(Run.open(root / cell.name), progress, lambda _: None) for budget, cell in pair.items()
         }
         times = _times(found, contexts, QUICK if quick else FULL, say)
         for budget, context in contexts.items():
             small = load_compact(context.model_folder)
             layers = profiling.layers_of(small)
             predicted_ms, measured = found.predict_ms(layers), times[budget]
+            top1, images = unseen(context, pair[budget])
             rows.append(
                 {
                     "seed": seed,
@@ -80,7 +81,7 @@ def bench_latency(
                     "model": base.model,
                     "format": found.format,
                     "precision": found.precision,
-                    "latency_ms_target": target_ms if budget == LATENCY else None,
+                    "latency_ms_target": targets_ms[seed] if budget == "latency" else None,
                     "latency_ms_predicted": predicted_ms,
                     "latency_ms_p50": measured.p50_ms,
                     "latency_ms_p90": measured.p90_ms,
@@ -88,8 +89,8 @@ def bench_latency(
                     "error_percent": 100 * (predicted_ms / measured.p50_ms - 1),
                     "latency_ms_dense_fp32_p50": times["dense"].p50_ms,
                     "load": os.getloadavg()[0],
-                    "top1": accuracy[budget],
-                    "images": unseen(context, first if budget == "params" else second)[1],
+                    "top1": top1,
+                    "images": images,
                     "top1_val": context.run.results("finetune")["top1"],
                     "top1_dense": dense_top1[seed],
                     "params": count_params(small),
@@ -117,7 +118,7 @@ def report(rows: Sequence[Row]) -> str:
             f"| {row['params'] / 1e3:,.0f} k | {row['macs'] / 1e6:.1f} M | {row['attentions']} |"
         )
     by_seed = {(row["seed"], row["budget"]): row for row in rows}
-    pairs = [(by_seed[seed, LATENCY], by_seed[seed, "params"]) for seed in dict.fromkeys(row["seed"] for row in rows)]
+    pairs = [(by_seed[seed, "latency"], by_seed[seed, "params"]) for seed in dict.fromkeys(row["seed"] for row in rows)]
     points = [timed["top1"] - sized["top1"] for timed, sized in pairs]
     ratios = [timed["latency_ms_p50"] / sized["latency_ms_p50"] for timed, sized in pairs]
     lines += [
