@@ -6,6 +6,7 @@ from pathlib import Path
 
 from targets import manifest
 from targets.artifact import replacing
+from targets.devices.ssh import PACKAGE
 
 APPS = Path("apps")
 MODEL = {"web": Path("web/public/model"), "raspberry-pi": Path("raspberry-pi/model")}
@@ -14,17 +15,7 @@ BUNDLE = "classifier"
 """the folder that the Raspberry Pi's archive unpacks into"""
 APP_FILES = ("classify", "install.sh", "classifier.service")
 TARGETS = Path(manifest.__file__).parent
-SHARED = (
-    "artifact.py",
-    "latency.py",
-    "manifest.py",
-    "tflite_program.py",
-    "executorch_program.py",
-    "executorch_program.cpp",
-    "devices/__init__.py",
-    "devices/job.py",
-    "devices/measure.py",
-)
+SHARED = ("manifest.py", *PACKAGE)
 """files of targets that run on a board: measuring, loading and reading the manifest are the pipeline's own"""
 REQUIREMENTS = {
     "requirements.txt": "devices/requirements-board.txt",

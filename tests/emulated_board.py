@@ -43,8 +43,8 @@ def python(kind: str) -> str:
     """
     if QEMU is None:
         pytest.skip("no qemu-aarch64 here: apt install qemu-user")
-    system, packages = _system(), _packages(kind)
-    path = f"PYTHONPATH={packages}${{PYTHONPATH:+:$PYTHONPATH}}"
+    system, folder = _system(), packages(kind)
+    path = f"PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}}"
     return f"{path} exec {QEMU} -cpu cortex-a76 -L {system} {system}/usr/bin/python3.11"
 
 
@@ -86,7 +86,7 @@ def _system() -> Path:
     return path
 
 
-def _packages(kind: str) -> Path:
+def packages(kind: str) -> Path:
     """Folder of the aarch64 packages, as pip would install them there."""
     lists = {
         "litert": [(REQUIREMENTS / "requirements-board.txt", [])],

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import cv2
+import emulated_board
 import numpy as np
 import pytest
 import timm.data
@@ -45,8 +46,7 @@ def copy(bundle, tmp_path) -> Path:
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "classifier", *map(str, arguments)],
-        cwd=folder.parent,
+        [sys.executable, "-P", "-m", "classifier", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -335,6 +335,25 @@ def test_the_app_knows_no_model_and_needs_little():
                     assert node.module.removeprefix("targets.") in shared, path
             assert {name.split(".")[0] for name in names} <= allowed, path
         assert not any(word in text for word in ("deit", "vit_", "digits")), path
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("kind", ["litert", "old"])
+def test_on_an_emulated_board_it_gives_the_same_answers(bundle, tmp_path, kind):
+    """qemu-aarch64 with the real wheels (of ai-edge-litert; of tflite-runtime 2.14) stands in for a Raspberry Pi."""
+    known, python = described(bundle), emulated_board.python(kind)
+    if kind == "old":  # those packages are for the pipeline's runner, which needs no Pillow
+        for name in ("PIL", "pillow.libs"):
+            (tmp_path / name).symlink_to(emulated_board.packages("litert") / name)
+    paths = [bundle / "model" / golden.file for golden in known.golden]
+    script = f"PYTHONPATH={bundle}:{tmp_path}; {python} -P -m classifier --json {' '.join(map(str, paths))}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, ""), "its own check against the golden logits passes there too"
+    here = classify(bundle, *paths, "--json")[1].splitlines()
+    for line, native in zip(done.stdout.splitlines(), here, strict=True):
+        for one, other in zip(json.loads(line)["top"], json.loads(native)["top"], strict=True):
+            assert one["label"] == other["label"]
+            assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
 
 
 def test_the_launcher_says_what_to_do_first(copy):
