@@ -104,24 +104,17 @@ def ratios_with_entry(
     too little for the entry of a block that is gone. Raises ValueError if the budget does not cover the entries of the
     blocks that stay, or exceeds dense_B.sum().
 
-    Time is like that: an attention of a tenth of its width still takes two thirds of the dense one's time. Sharing cost
-    out in proportion to importance would leave most of them just above their entry, where they cost much and do little.
-    So blocks whose share does not cover their entry go, the one furthest below it first, since what it frees raises the
-    others' shares; where no block is more important than another, none goes unless it must. Those that are left pay
-    their entries, and the rest of the budget is shared out as keep_ratios does it.
+    Time is like that: an attention of a tenth of its width still takes two thirds of the dense one's time. As long as
+    the budget covers all entries, they are paid, and what is left is shared out as keep_ratios does it. Otherwise
+    blocks go whole until it does, the one first whose share covers least of its entry.
     Source: ours; the paper's cost, parameters, has no entry.
     """
     if budget < entry_B[stays_B].sum():
         raise ValueError(f"a budget of {budget:g} does not cover what always stays, {entry_B[stays_B].sum():g}")
     living_B = np.ones(len(dense_B), dtype=bool)
-    while True:
+    while entry_B[living_B].sum() > budget:
         covered_B = _ratios_of(living_B, importance_B, dense_B, budget) * dense_B / entry_B
-        short_B = living_B & ~stays_B & (covered_B < 1.0 - 1e-9)
-        affordable = entry_B[living_B].sum() <= budget
-        if affordable and (not short_B.any() or np.ptp(importance_B) == 0.0):
-            break
-        going_B = short_B if short_B.any() else living_B & ~stays_B
-        living_B[np.argmin(np.where(going_B, covered_B, np.inf))] = False
+        living_B[np.argmin(np.where(living_B & ~stays_B, covered_B, np.inf))] = False
     free_B = np.where(living_B, dense_B - entry_B, 0)
     paid_B = np.where(living_B, entry_B, 0)
     ratio_B = _ratios_of(free_B > 0, importance_B, free_B, budget - float(paid_B.sum()))

@@ -1,24 +1,37 @@
 /** The page's side of the worker. */
 
+import type { Prepared } from "./app/picture";
+import type { ResizeRule } from "./app/resize";
 import type { LatencyResult, Protocol } from "./latency";
+import type { Accelerator } from "./litert";
 
 export type Pixels = Float32Array<ArrayBuffer>;
 
 /** What the page may ask the worker for. */
 export type Call =
-  | { do: "start"; folder: string; threads: number }
+  | { do: "start"; folder: string; threads: number; accelerator: Accelerator }
   | { do: "fetch"; url: string; sha256: string }
   | { do: "load"; name: string; url: string; sha256: string }
+  | { do: "prepare"; source: Blob | ImageBitmap; rule: ResizeRule; preview: number }
   | { do: "run"; name: string; pixels: Pixels }
+  | { do: "time"; name: string; pixels: Pixels }
   | { do: "measure"; names: string[]; pixels: Pixels; protocol: Protocol };
 
 export interface Runtime {
   threads: number;
   runtime: string;
   version: string;
+  /** URLs of what was loaded of it */
+  files: string[];
 }
 
-export type Value = null | Runtime | Uint8Array | Float32Array | Record<string, LatencyResult>;
+/** What one inference gave, and how long it alone took. */
+export interface Timed {
+  logits: Float32Array;
+  milliseconds: number;
+}
+
+export type Value = null | Runtime | Uint8Array | Float32Array | Prepared | Timed | Record<string, LatencyResult>;
 
 export type Answer =
   | { id: number; value: Value }
@@ -52,8 +65,8 @@ export class InferenceWorker {
   }
 
   /** Load the runtime; before anything but fetch. folder: URL of its WebAssembly, with / at the end */
-  start(folder: string, threads: number): Promise<Runtime> {
-    return this.ask({ do: "start", folder, threads }) as Promise<Runtime>;
+  start(folder: string, threads: number, accelerator: Accelerator = "wasm"): Promise<Runtime> {
+    return this.ask({ do: "start", folder, threads, accelerator }) as Promise<Runtime>;
   }
 
   /** A file's bytes, off the main thread. Rejects if its SHA-256 (hexadecimal) is not the expected one. */
@@ -69,6 +82,17 @@ export class InferenceWorker {
   /** Logits of one picture: float32 RGB 0..255, H x W x 3. The pixels go to the worker and are gone here. */
   run(name: string, pixels: Pixels): Promise<Float32Array> {
     return this.ask({ do: "run", name, pixels }, [pixels.buffer]) as Promise<Float32Array>;
+  }
+
+  /** A picture as the model wants it; see `prepare` in app/picture.ts. A bitmap goes to the worker and is gone here. */
+  prepare(source: Blob | ImageBitmap, rule: ResizeRule, preview: number): Promise<Prepared> {
+    const transfer = source instanceof Blob ? [] : [source];
+    return this.ask({ do: "prepare", source, rule, preview }, transfer) as Promise<Prepared>;
+  }
+
+  /** As `run`, with the milliseconds of the inference. The pixels stay. */
+  time(name: string, pixels: Pixels): Promise<Timed> {
+    return this.ask({ do: "time", name, pixels }) as Promise<Timed>;
   }
 
   /** Latency of artifacts side by side on one picture. progress: told the seconds measured, twice a second */

@@ -157,7 +157,7 @@ function picture(job: Job, bytes: Uint8Array, index: number): Pixels {
 }
 
 /** Largest absolute difference; null for logits that are no numbers, or of another shape. */
-function largestDifference(found: number[][], expected: number[][]): number | null {
+export function largestDifference(found: number[][], expected: number[][]): number | null {
   const same = found.length === expected.length && found.every((row, i) => row.length === expected[i]!.length);
   if (!same || !found.flat().every(Number.isFinite)) return null;
   const other = expected.flat();
@@ -180,7 +180,7 @@ export function argmax(values: ArrayLike<number>): number {
 }
 
 /** Returns a function that says whether the page has been hidden since; it can be asked once. */
-function watchHidden(): () => boolean {
+export function watchHidden(): () => boolean {
   let hidden = document.hidden;
   const look = () => {
     hidden ||= document.hidden;

@@ -128,7 +128,7 @@ export function clockStepNs(): number {
 }
 
 /** Linear between the two nearest samples, as numpy's default. */
-function percentile(sorted: Float64Array, share: number): number {
+export function percentile(sorted: Float64Array, share: number): number {
   const place = (sorted.length - 1) * share;
   const below = sorted[Math.floor(place)]!;
   return below + (sorted[Math.ceil(place)]! - below) * (place - Math.floor(place));

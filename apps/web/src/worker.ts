@@ -2,9 +2,10 @@
 
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
+import { prepare } from "./app/picture";
 import type { Answer, Call, Value } from "./inference";
 import { measure } from "./latency";
-import { Program, Refused, RUNTIME, RUNTIME_VERSION, startRuntime } from "./litert";
+import { type Accelerator, Program, Refused, RUNTIME, RUNTIME_VERSION, runtimeFiles, startRuntime } from "./litert";
 import { messageOf } from "./messages";
 
 const PROGRESS_MS = 500;
@@ -12,6 +13,7 @@ const PROGRESS_MS = 500;
 const scope = self as unknown as { postMessage(answer: Answer, transfer: Transferable[]): void };
 const programs = new Map<string, Program>();
 let threads = 1;
+let accelerator: Accelerator = "wasm";
 let last: Promise<void> = Promise.resolve();
 
 self.onmessage = ({ data }: MessageEvent<{ id: number; call: Call }>) => {
@@ -30,15 +32,28 @@ async function answer(id: number, call: Call): Promise<void> {
 async function execute(id: number, call: Call): Promise<[Value, Transferable[]]> {
   switch (call.do) {
     case "start":
-      threads = await startRuntime(call.folder, call.threads);
-      return [{ threads, runtime: RUNTIME, version: RUNTIME_VERSION }, []];
+      accelerator = call.accelerator;
+      threads = await startRuntime(call.folder, call.threads, accelerator);
+      return [
+        { threads, runtime: RUNTIME[accelerator], version: RUNTIME_VERSION, files: [...runtimeFiles] },
+        [],
+      ];
     case "fetch": {
       const bytes = await fetchWhole(call.url, call.sha256);
       return [bytes, [bytes.buffer]];
     }
     case "load":
-      programs.set(call.name, await Program.load(await fetchWhole(call.url, call.sha256), threads));
+      programs.set(call.name, await Program.load(await fetchWhole(call.url, call.sha256), threads, accelerator));
       return [null, []];
+    case "prepare": {
+      const prepared = await prepare(call.source, call.rule, call.preview);
+      return [prepared, prepared.preview ? [prepared.pixels.buffer, prepared.preview] : [prepared.pixels.buffer]];
+    }
+    case "time": {
+      const begin = performance.now();
+      const logits = await program(call.name).run(call.pixels);
+      return [{ logits, milliseconds: performance.now() - begin }, [logits.buffer]];
+    }
     case "run": {
       const logits = await program(call.name).run(call.pixels);
       return [logits, [logits.buffer]];
@@ -59,11 +74,11 @@ async function execute(id: number, call: Call): Promise<[Value, Transferable[]]>
 
 /** A file's bytes, once its checksum is right. crypto.subtle is no choice: pages on plain http do not have it. */
 async function fetchWhole(url: string, expected: string): Promise<Uint8Array<ArrayBuffer>> {
-  const name = url.slice(url.lastIndexOf("/") + 1);
+  const name = new URL(url).pathname.split("/").pop();
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
   const bytes = new Uint8Array(await response.arrayBuffer());
-  if (bytesToHex(sha256(bytes)) !== expected) throw new Error(`${name} did not arrive whole; repeat the command`);
+  if (bytesToHex(sha256(bytes)) !== expected) throw new Error(`${name} did not arrive whole; try again`);
   return bytes;
 }
 
