@@ -641,6 +641,7 @@ def _deploy(
     output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if installed:
         output.print(f"app: {installed}", soft_wrap=True)
+        output.print(f"next: make app TARGET={target}", soft_wrap=True)
     if TARGETS[target].driver == "ssh" and not device:
         name = f"make deploy TARGET={target} RUN={folder.name} DEVICE=pi@raspberrypi.local"
         output.print(f"next, with the board in your network: {name}", soft_wrap=True)
