@@ -89,9 +89,10 @@ def test_helpers_end_with_the_process_that_they_help(image_folder, tmp_path):
 
     long = dataclasses.replace(tiny_config(image_folder).finetune, epochs=10_000)
     base = tiny_config(image_folder, dense=long, prune=long, finetune=long)
+    others = set(multiprocessing.active_children())  # the exporter keeps its converter's process
     with pytest.raises(Interrupted):
         compare(base, tmp_path, cells(["dap"], [0.5], [0]), jobs=2, progress=interrupt, say=lambda _: None)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(image_folder, tmp_path, monkeypatch):
