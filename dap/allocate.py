@@ -90,12 +90,20 @@ def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
     return ratio_B
 
 
+def narrowable(dense_B: Array, entry_B: Array) -> Array:
+    """(B,) cost that narrowing each block can give back, its entry left out; at least a hundredth of the block.
+
+    That least keeps the importance of a block finite whose cost does not depend on its width at all.
+    """
+    return np.maximum(dense_B - entry_B, 0.01 * dense_B)
+
+
 def ratios_with_entry(
     importance_B: Array, dense_B: Array, entry_B: Array, stays_B: NDArray[np.bool_], budget: float
 ) -> Array:
     """keep_ratios() where a block that is there at all costs an entry, which narrowing it does not give back.
 
-    importance_B: (B,) float >= 0, unitless
+    importance_B: (B,) float >= 0, unitless; of what narrowable() says of each block
     dense_B:      (B,) cost of each dense block
     entry_B:      (B,) cost of each block at its smallest width, above 0
     stays_B:      (B,) blocks that must not go, whatever their importance
@@ -106,15 +114,15 @@ def ratios_with_entry(
 
     Time is like that: an attention of a tenth of its width still takes two thirds of the dense one's time. As long as
     the budget covers all entries, they are paid, and what is left is shared out as keep_ratios does it. Otherwise
-    blocks go whole until it does, the one first whose share covers least of its entry.
+    blocks go whole until it does, the one first whose benefit is least for its entry.
     Source: ours; the paper's cost, parameters, has no entry.
     """
     if budget < entry_B[stays_B].sum():
         raise ValueError(f"a budget of {budget:g} does not cover what always stays, {entry_B[stays_B].sum():g}")
+    worth_B = np.where(stays_B, np.inf, importance_B * narrowable(dense_B, entry_B) / entry_B)
     living_B = np.ones(len(dense_B), dtype=bool)
     while entry_B[living_B].sum() > budget:
-        covered_B = _ratios_of(living_B, importance_B, dense_B, budget) * dense_B / entry_B
-        living_B[np.argmin(np.where(living_B & ~stays_B, covered_B, np.inf))] = False
+        living_B[np.argmin(np.where(living_B, worth_B, np.inf))] = False
     free_B = np.where(living_B, dense_B - entry_B, 0)
     paid_B = np.where(living_B, entry_B, 0)
     ratio_B = _ratios_of(free_B > 0, importance_B, free_B, budget - float(paid_B.sum()))

@@ -297,14 +297,16 @@ class Pruner:
         if self.config.allocation != "global":
             self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._scored_steps
             held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
+            # An entry is no price of width: with it, an attention that is narrow already would look as dear as a wide
+            # one, and get nothing of what there is to share out.
+            held_B = np.maximum(held_B - self._entry_B, 0)
+            cost_B = allocate.narrowable(self._dense_B, self._entry_B)
             for i in range(2):
-                # a block that is gone would cost its entry to come back
-                held_B = np.maximum(held_B, self._entry_B)
-                new_B = allocate.bpi_to_importance(self._bpi[i], held_B, self._dense_B, self.config.benefit_scale)
+                new_B = allocate.bpi_to_importance(self._bpi[i], held_B, cost_B, self.config.benefit_scale)
                 if self._latency is not None:
                     # Blocks behind the last attention cost so little that their importance would be most of the mean,
                     # and the share of the class token or of the patches in the blend a matter of whose benefit it is.
-                    new_B = new_B / np.average(new_B, weights=self._dense_B)
+                    new_B = new_B / np.average(new_B, weights=cost_B)
                 self._importance[i] = allocate.smooth(self._importance[i], new_B, self.config.smoothing)
         self._score_sum.zero_()
         self._bpi_sum.zero_()

@@ -155,6 +155,36 @@ def test_time_decides_otherwise_than_parameters() -> None:
     assert by_time[2] > by_time[0]  # next to nothing is gained by cutting what costs next to nothing
 
 
+def test_the_price_of_being_there_is_no_price_of_width() -> None:
+    def importance(extra: int) -> list[float]:
+        blocks = [
+            BlockLatency(widths=b.widths, ns=tuple(ns + extra * (i % 2 == 0) for ns in b.ns), stays=b.stays)
+            for i, b in enumerate(table().blocks)
+        ]
+        _, pruner, _ = make(latency=LatencyTable(outside_ns=50_000, blocks=tuple(blocks)))
+        pruner._kept = [6, 48, 6, 48]
+        pruner._bpi_sum += torch.tensor([1.0, 2.0, 1.5, 0.5])
+        pruner._scored_steps = 1
+        pruner._learn_from_interval()
+        return np.asarray(pruner._importance[0]).tolist()
+
+    assert importance(50_000) == pytest.approx(importance(0))
+
+
+def test_a_block_whose_time_does_not_depend_on_its_width_goes_by_its_benefit() -> None:
+    """The budget pays the entry of one of the two attentions."""
+    flat = BlockLatency(widths=(2, K), ns=(80_000, 80_000), stays=False)
+    latency = LatencyTable(outside_ns=50_000, blocks=(flat, *table(layers=3).blocks[1:]))
+    config = PruneConfig(sparsity=0.49, cost="latency")
+    for benefit in (0.01, 1.0):
+        pruner = Pruner(tiny_vit(depth=3), config, steps_per_epoch=STEPS, epochs=1, latency=latency)
+        pruner._bpi_sum += torch.tensor([benefit, 0.1, 0.2, 0.1, 0.2, 0.1])
+        pruner._scored_steps = 1
+        pruner._learn_from_interval()
+        first, _, second, *_ = pruner._final_ratios()
+        assert (first > 0, second > 0) == (benefit > 0.2, benefit < 0.2)
+
+
 def test_a_resumed_run_needs_its_table() -> None:
     model, pruner, optimizer = make(0.5)
     train(model, pruner, optimizer, batches(STEPS // 2))

@@ -28,6 +28,8 @@ const SHOW_MS = 120;
 const IDLE_MS = 500;
 /** What has been asked of an engine is done by then. */
 const GRACE_MS = 10_000;
+/** Inferences of a photo that are timed, behind one that wakes threads and fills caches. */
+const PHOTO_RUNS = 5;
 
 const video = at<HTMLVideoElement>("video");
 const camera = new Camera(video);
@@ -74,10 +76,17 @@ async function look(source: Blob): Promise<void> {
 async function classifyPhoto(): Promise<void> {
   if (!photo) return;
   const mine = turn;
-  const { logits, milliseconds: taken } = await engine.time(role, photo.pixels);
-  if (mine !== turn) return;
+  const { pixels, size } = photo;
+  const of = role;
+  const { logits } = await engine.time(of, pixels);
+  if (mine !== turn || of !== role) return;
   showAnswer(manifest.labels, logits);
-  showFigures([["inference", milliseconds(taken)], ["picture", photo.size]]);
+  const recent = new Recent();
+  for (let i = 0; i < PHOTO_RUNS; i++) {
+    recent.add((await engine.time(of, pixels)).milliseconds, performance.now());
+    if (mine !== turn || of !== role) return;
+  }
+  showFigures([["inference, p50", milliseconds(recent.p50)], ["picture", size]]);
 }
 
 // Camera
