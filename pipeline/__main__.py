@@ -1,16 +1,13 @@
-"""The command line; nothing else."""
+"""The command line: the commands that make the product, and every way they can end."""
 
 import contextlib
 import dataclasses
 import errno
-import itertools
 import logging
 import os
 import shlex
 import signal
 import sys
-import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -18,21 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
+from pipeline import console, experiments
 from pipeline.errors import (
     BUDGET_MISSED,
     DEFECT,
@@ -43,12 +30,15 @@ from pipeline.errors import (
     EnvironmentLacks,
     Interrupted,
 )
-
-RUNS = Path("runs")
-EXIT_CODES = (
-    "Exit codes: 0 done and within budget, 1 budget missed (the report is written), 2 wrong use or bad input, "
-    "3 this machine cannot do it or could not measure a limit, 130 interrupted (repeat the command to go on), "
-    "70 a defect in this program."
+from pipeline.options import (
+    EXIT_CODES,
+    RUNS,
+    DataOption,
+    DatasetOption,
+    ModelOption,
+    SeedOption,
+    SubsetOption,
+    configure,
 )
 
 app = typer.Typer(
@@ -59,26 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(stderr=True, highlight=False)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 
-DatasetOption = Annotated[
-    str,
-    typer.Option(
-        help="digits (embedded), cifar10, cifar100, ifood, inat19, imagenet, or folder:PATH of a directory or zip with "
-        "{train,val}/CLASS/IMAGE or CLASS/IMAGE."
-    ),
-]
-SubsetOption = Annotated[
-    str | None, typer.Option(help="CLASSESxIMAGES, such as 12x200: a fixed small part of DATASET, for experiments.")
-]
-DataOption = Annotated[Path | None, typer.Option(help="Folder of a named data set.  \\[default: data/NAME]")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help="A timm DeiT or plain ViT name.  \\[default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
-    ),
-]
 RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
 BudgetOption = Annotated[
     Path | None, typer.Option(help="TOML file in place of targets/budgets/TARGET.toml.", show_default=False)
@@ -90,7 +61,6 @@ DeviceOption = Annotated[
         "a page for any browser in your network. Others have none."
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -129,15 +99,17 @@ def get_data(
         raise ValueError(f"DATASET={dataset} cannot be downloaded. Known: {', '.join(KNOWN)}")
     known = KNOWN[dataset]
     folder = data or known.folder
-    _say(f"{known.title}: {decimal(known.download_bytes)} to download, {decimal(known.unpacked_bytes)} unpacked, "
-         f"into {folder}. Licence: {known.licence}. See {known.home}")  # fmt: skip
-    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+    console.say(
+        f"{known.title}: {decimal(known.download_bytes)} to download, {decimal(known.unpacked_bytes)} unpacked, "
+        f"into {folder}. Licence: {known.licence}. See {known.home}"
+    )
+    with console.progress(DownloadColumn(), TransferSpeedColumn()) as progress:
         fetch(known, folder, lambda what, done, total: progress(what, done, total, {}))
-    output.print(f"{folder} holds {known.title}", soft_wrap=True)
+    console.output.print(f"{folder} holds {known.title}", soft_wrap=True)
     if archives := [archive.name for archive in known.archives if (folder / archive.name).exists()]:
-        output.print(f"no longer needed there: {' '.join(archives)}", soft_wrap=True)
+        console.output.print(f"no longer needed there: {' '.join(archives)}", soft_wrap=True)
     shown = f" DATA={shlex.quote(str(data))}" if data else ""
-    output.print(f"next: make prune DATASET={dataset}{shown} SPARSITY=0.75", soft_wrap=True)
+    console.output.print(f"next: make prune DATASET={dataset}{shown} SPARSITY=0.75", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -193,7 +165,7 @@ def prune(
 
     if sparsity is not None and latency_ms is not None:
         raise ValueError("SPARSITY and LATENCY_MS exclude each other: LATENCY_MS decides how much goes")
-    config = _configure(
+    config = configure(
         presets.of(dataset, model, 0.75 if sparsity is None else sparsity),
         epochs={"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs},
         lr=lr,
@@ -215,9 +187,9 @@ def prune(
     config = presets.with_method(config, method, released=released)
     folder = _folder(run or presets.run_name(config))
     _train(folder, config)
-    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    console.output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if method != "dense":
-        output.print(f"next: make deploy TARGET={target} RUN={folder.name}", soft_wrap=True)
+        console.output.print(f"next: make deploy TARGET={target} RUN={folder.name}", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -272,16 +244,16 @@ def open_app(
             raise typer.Exit(code)
     if name == "raspberry-pi":
         archive = apps.bundle(RUNS / f"{apps.BUNDLE}-{target}.tar.gz")
-        output.print(f"app: {archive}, {decimal(archive.stat().st_size)}", soft_wrap=True)
-        output.print(
+        console.output.print(f"app: {archive}, {decimal(archive.stat().st_size)}", soft_wrap=True)
+        console.output.print(
             f"next: scp {archive} pi@raspberrypi.local: and there tar xf {archive.name} && {apps.BUNDLE}/install.sh",
             soft_wrap=True,
         )
         return
-    if problem := browser.build(_say):
+    if problem := browser.build(console.say):
         raise EnvironmentLacks(problem)
     server = app_server.server(apps.publish(browser.WEB), address, port)
-    output.print(f"open http://{address}:{server.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
+    console.output.print(f"open http://{address}:{server.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
     with server, contextlib.suppress(Interrupted):
         server.serve_forever()
 
@@ -305,17 +277,23 @@ def profile(
 
     if target not in TARGETS:
         raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
-    with _progress() as progress:
+    with console.progress() as progress:
         found, path = profiling.profile(
-            TARGETS[target], model, device=device, format=format, precision=precision, say=_say, progress=progress
+            TARGETS[target],
+            model,
+            device=device,
+            format=format,
+            precision=precision,
+            say=console.say,
+            progress=progress,
         )
-    _table(profiling.rows(found), ("kind", "width", "ms", "spread_ms"))
-    output.print(
+    console.print_table(profiling.rows(found), ("kind", "width", "ms", "spread_ms"))
+    console.output.print(
         f"{path}: the dense model is predicted to take {found.dense_ms(profiling.depth_of(model)):.3g} ms, "
         f"whole models within {100 * found.off():.1f} %",
         soft_wrap=True,
     )
-    output.print(f"next: make prune LATENCY_MS=... TARGET={target} MODEL={model}", soft_wrap=True)
+    console.output.print(f"next: make prune LATENCY_MS=... TARGET={target} MODEL={model}", soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -337,252 +315,6 @@ def stage(
         else:
             known = ", ".join([*stages.TRAINING, *stages.DEPLOYING, "report"])
             raise ValueError(f"stage {name} is unknown. Known: {known}")
-
-
-@app.command(epilog=EXIT_CODES)
-def pretrain(
-    data: Annotated[str, typer.Option(help="folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")],
-    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
-    init: Annotated[Path | None, typer.Option(help="Weights to begin from.  \\[default: random]")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 60,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    out: Annotated[Path, typer.Option(help="Weights file to write; its model card goes beside it.")] = Path(
-        "pipeline/weights/deit_micro_patch8_64.safetensors"
-    ),
-    seed: SeedOption = 0,
-) -> None:
-    """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
-    from pipeline import presets
-    from pipeline.pretrain import pretrain as train_weights
-    from pipeline.runs import locked
-
-    config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
-    folder = RUNS / "pretrain"
-    with locked(folder), _progress() as progress:
-        card = train_weights(config, folder, out, progress)
-    output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images", soft_wrap=True)
-
-
-@app.command(epilog=EXIT_CODES)
-def compare(
-    dataset: DatasetOption,
-    data: DataOption = None,
-    subset: SubsetOption = None,
-    model: ModelOption = None,
-    sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
-    methods: Annotated[
-        str, typer.Option(help="METHOD or METHOD:VARIANT: dap:distill, savit:released, dap:benefit_scale=5 ...")
-    ] = "dap uniform taylor magnitude savit wdpruning",
-    once: Annotated[str, typer.Option(help="Methods that run with the first seed alone.")] = "",
-    seeds: Annotated[str, typer.Option(help="Seeds, each a run of every method at every sparsity.")] = "0 1 2",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
-    finetune_epochs: Annotated[
-        int | None,
-        typer.Option(help="Epochs of fine-tuning. A method without one of the two trains for both in the other."),
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells trained at a time, each on its share of the cores.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Results file; table and figures go beside it.  \\[default: below docs/results]")
-    ] = None,
-) -> None:
-    """Every method on the same data with the same loop, epochs and seeds: the table, raw results and figures.
-
-    Cells that have finished are not run again; repeat the command to go on.
-    """
-    from pipeline import presets
-    from pipeline.compare import cells
-    from pipeline.compare import compare as run_all
-    from pipeline.compare_report import write
-
-    preset = presets.of(dataset, model, 0.5)
-    assert preset.prune is not None
-    assert preset.finetune is not None
-    total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
-    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
-    base = _configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
-    base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
-    numbers = _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int)
-    queue = cells(methods.split(), *numbers, once.split())
-    name = presets.dataset_name(base)
-    with _progress() as progress:
-        root = RUNS / "compare" / f"{name}-{base.model}-{total}"
-        rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=_say)
-    command = _command("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
-                       methods=methods, once=once or None, seeds=seeds, epochs=epochs,
-                       finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
-                       jobs=jobs if jobs > 1 else None)  # fmt: skip
-    path = out or Path(f"docs/results/compare-{name}-{base.model}.json")
-    output.print(write(path, command, rows, dataset=name, model=base.model), markup=False, soft_wrap=True)
-    output.print(f"results: {path}", soft_wrap=True)
-
-
-@app.command("paper-table", epilog=EXIT_CODES)
-def paper_table(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Run every command for a few steps on miniatures of the data sets.")
-    ] = False,
-) -> None:
-    """The published table beside what was reproduced here, and the commands, GPU hours and disk that it takes."""
-    from pipeline import paper_table as paper
-
-    if dry_run:
-        with tempfile.TemporaryDirectory() as folder, _progress() as progress:
-            rows = paper.dry_run(Path(folder), progress=progress, say=_say)
-        _table(
-            [row for found in rows.values() for row in found],
-            ("method", "sparsity_target", "sparsity", "params", "epochs", "seconds", "error"),
-        )
-        if refused := [row for found in rows.values() for row in found if row["error"]]:
-            raise ValueError(f"{len(refused)} cells did not run, the first one: {refused[0]['error']}")
-        return
-    output.print(paper.table(Path("docs/results")), markup=False, soft_wrap=True)
-    for model, dataset in itertools.product(paper.MODELS, paper.DATASETS):
-        hours, room = paper.gpu_hours(model, dataset), decimal(paper.disk_bytes(model, dataset))
-        needs = f"about {hours:,.0f} hours of an A100 (expected, not measured), {room} of disk"
-        output.print(f"{paper.command(model, dataset)}\n  {needs}, after make data DATASET={dataset}",
-                     markup=False, soft_wrap=True)  # fmt: skip
-
-
-@app.command("bench-step", epilog=EXIT_CODES)
-def bench_step(
-    quick: Annotated[bool, typer.Option("--quick", help="The small model and few samples.")] = False,
-    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-step.json"),
-) -> None:
-    """Time and memory of a training step: plain, with DAP, with DAP's reference probes."""
-    from pipeline.bench_step import bench_step as measure
-    from pipeline.results import write_results
-
-    rows = measure(quick=quick, say=_say)
-    write_results(out, "make bench-step" + (" QUICK=1" if quick else ""), rows)
-    _table(rows, ("model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio"))
-    output.print(f"results: {out}", soft_wrap=True)
-
-
-@app.command("bench-loader", epilog=EXIT_CODES)
-def bench_loader(
-    quick: Annotated[bool, typer.Option("--quick", help="Few pictures and rounds.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that load.")] = min(8, os.cpu_count() or 1),
-    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-loader.json"),
-) -> None:
-    """Images per second: our training loader, timm's, decoding alone, and images held in memory."""
-    from pipeline.bench_loader import bench_loader as measure
-    from pipeline.results import write_results
-
-    rows = measure(quick=quick, workers=workers, say=_say)
-    write_results(out, f"make bench-loader WORKERS={workers}" + (" QUICK=1" if quick else ""), rows)
-    _table(rows, ("loader", "pictures", "input", "workers", "images_per_s", "ratio", "ratio_paired", "ratio_spread"))
-    output.print(f"results: {out}", soft_wrap=True)
-
-
-@app.command("bench-export", epilog=EXIT_CODES)
-def bench_export(
-    quick: Annotated[bool, typer.Option("--quick", help="DeiT-tiny, few samples.")] = False,
-    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
-        "docs/results/bench-export.json"
-    ),
-) -> None:
-    """Our exports beside stock ones and other runtimes: latency side by side, size, error, seconds of export.
-
-    Peers are timed if they are installed: pip install --require-hashes -r requirements-bench.txt
-    """
-    from pipeline import bench_export as bench
-    from pipeline.files import write_text
-    from pipeline.results import write_results
-
-    rows = bench.bench_export(quick=quick, say=_say)
-    write_results(out, "make bench-export" + (" QUICK=1" if quick else ""), rows)
-    write_text(out.with_suffix(".md"), bench.report(rows))
-    output.print(bench.report(rows), markup=False, soft_wrap=True)
-    output.print(f"results: {out}", soft_wrap=True)
-
-
-@app.command("bench-latency-budget", epilog=EXIT_CODES)
-def bench_latency_budget(
-    dataset: DatasetOption = "digits",
-    subset: SubsetOption = None,
-    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
-    sparsity: Annotated[float, typer.Option(help="Of the runs whose latency is then asked for.")] = 0.75,
-    seeds: Annotated[str, typer.Option(help="Seeds, each two runs.")] = "0 1 2",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
-    finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, one epoch each; latency for 10 seconds.")] = False,
-    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
-        "docs/results/bench-latency-budget.json"
-    ),
-) -> None:
-    """DAP under a budget of parameters against DAP under the milliseconds that this takes: accuracy, prediction.
-
-    Needs a profile of MODEL on this machine (make profile). Repeat the command to go on.
-    """
-    from pipeline import bench_latency as bench
-    from pipeline import presets
-    from pipeline.files import write_text
-    from pipeline.results import write_results
-
-    if quick:
-        seeds, epochs, finetune_epochs = "0", 1, 1
-    preset = presets.of(dataset, model, 0.5)  # as `make compare` has it, whose runs are used
-    assert preset.prune is not None
-    assert preset.finetune is not None
-    total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
-    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
-    base = _configure(preset, epochs=lengths, lr=None, batch_size=None)
-    base = dataclasses.replace(base, subset=subset)
-    root = RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
-    numbers = _numbers("SEEDS", seeds, int)
-    with _progress() as progress:
-        rows = bench.bench_latency(
-            base, root, sparsity=sparsity, seeds=numbers, quick=quick, progress=progress, say=_say
-        )
-    command = _command("bench-latency-budget", dataset=_shown(dataset), subset=subset, model=model, sparsity=sparsity,
-                       seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs)  # fmt: skip
-    write_results(out, command + (" QUICK=1" if quick else ""), rows)
-    write_text(out.with_suffix(".md"), bench.report(rows))
-    output.print(bench.report(rows), markup=False, soft_wrap=True)
-    output.print(f"results: {out}", soft_wrap=True)
-
-
-def _numbers(name: str, text: str, kind):
-    try:
-        if numbers := [kind(number) for number in text.split()]:
-            return numbers
-        raise ValueError("there is none")
-    except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{name}={text!r} must be {what} with spaces between them") from error
-
-
-def _command(verb: str, **options: object) -> str:
-    """The make command with the options that were given."""
-    given = [f"{key.upper()}={shlex.quote(f'{value}')}" for key, value in options.items() if value is not None]
-    return " ".join(["make", verb, *given])
-
-
-def _shown(dataset: str) -> str:
-    """A data set's name as results files hold it: without the folders of this machine."""
-    return f"folder:{Path(dataset).name}" if dataset.startswith("folder:") else dataset
-
-
-def _table(rows: list[dict], columns: tuple[str, ...]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns))
-    output.print(table)
-
-
-def _configure(config, *, epochs: dict[str, int | None], lr: float | None, batch_size: int | None):
-    """`config` with the user's epochs per stage (dense 0: no reference), learning rate and batch size."""
-    shared = {key: value for key, value in (("lr", lr), ("batch_size", batch_size)) if value is not None}
-    changes: dict[str, object] = {}
-    for stage, count in epochs.items():
-        own = {**shared, **({} if count is None else {"epochs": count})}
-        leave_out = stage == "dense" and count == 0
-        changes[stage] = None if leave_out else dataclasses.replace(getattr(config, stage), **own)
-    return dataclasses.replace(config, **changes)
 
 
 def _folder(name: str) -> Path:
@@ -613,7 +345,7 @@ def _any_run() -> Path:
     try:
         return latest(RUNS)
     except ValueError:
-        _say("there is no run yet: the demo's model is trained first, in some minutes")
+        console.say("there is no run yet: the demo's model is trained first, in some minutes")
         _train(RUNS / "demo", presets.digits(0.75))
         return RUNS / "demo"
 
@@ -637,16 +369,16 @@ def _deploy(
         verdict = stages.run_deploying(context, target, budget=budget, protocol=protocol, device=device)
         app = TARGETS[target].app
         installed = apps.install(context.artifacts(TARGETS[target]), app) if app else None
-    output.print(report.summary_table(read_json(folder / "report.json"), target))
-    output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    console.output.print(report.summary_table(read_json(folder / "report.json"), target))
+    console.output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if installed:
-        output.print(f"app: {installed}", soft_wrap=True)
-        output.print(f"next: make app TARGET={target}", soft_wrap=True)
+        console.output.print(f"app: {installed}", soft_wrap=True)
+        console.output.print(f"next: make app TARGET={target}", soft_wrap=True)
     if TARGETS[target].driver == "ssh" and not device:
         name = f"make deploy TARGET={target} RUN={folder.name} DEVICE=pi@raspberrypi.local"
-        output.print(f"next, with the board in your network: {name}", soft_wrap=True)
+        console.output.print(f"next, with the board in your network: {name}", soft_wrap=True)
     if require_all and verdict == "not_measured":
-        _say("not everything could be measured, and --require all makes that a failure")
+        console.say("not everything could be measured, and --require all makes that a failure")
         return BUDGET_MISSED
     return {"pass": DONE, "fail": BUDGET_MISSED, "not_measured": ENVIRONMENT}[verdict]
 
@@ -658,47 +390,11 @@ def _context(folder: Path) -> Iterator:
 
     if not folder.is_dir():
         raise ValueError(f"there is no run {folder}. `make prune` makes one")
-    with locked(folder), _progress() as progress:
-        yield Context(Run.open(folder), progress, _say)
+    with locked(folder), console.progress() as progress:
+        yield Context(Run.open(folder), progress, console.say)
 
 
-def _say(line: str) -> None:
-    console.print(escape(line), soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _progress(*amounts: ProgressColumn) -> Iterator:
-    """Bars on a terminal; elsewhere (a log file, CI) a line every ten seconds.
-
-    amounts: columns that show how much is done, if it is not counted one by one
-    """
-    if not console.is_terminal:
-        shown_at = 0.0
-
-        def line(stage: str, done: int, total: int, values: dict[str, float]) -> None:
-            nonlocal shown_at
-            if done == total or time.monotonic() - shown_at > 10:
-                shown_at = time.monotonic()
-                _say(f"  {stage} {done}/{total}  {_figures(values)}")
-
-        yield line
-        return
-    columns = (TextColumn("  {task.description:9}"), BarColumn(), *(amounts or [MofNCompleteColumn()]),
-               TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, int] = {}
-
-        def bar(stage: str, done: int, total: int, values: dict[str, float]) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, figures="")
-            bars.update(tasks[stage], completed=done, figures=_figures(values))  # type: ignore[arg-type]
-
-        yield bar
-
-
-def _figures(values: dict[str, float]) -> str:
-    names = {"loss": "loss {:.3f}", "top1": "val top-1 {:.2f} %"}
-    return "  ".join(form.format(values[key]) for key, form in names.items() if key in values)
+app.add_typer(experiments.app)  # behind the commands above, in the help
 
 
 def main() -> None:
@@ -734,7 +430,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    console.messages.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)
 
 

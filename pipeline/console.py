@@ -1,0 +1,64 @@
+"""What the command line shows: results on standard output, everything else on standard error."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+messages = Console(stderr=True, highlight=False)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+
+
+def say(line: str) -> None:
+    """One line about what is being done."""
+    messages.print(escape(line), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(*amounts: ProgressColumn) -> Iterator:
+    """Bars on a terminal; elsewhere (a log file, CI) a line every ten seconds.
+
+    amounts: columns that show how much is done, if it is not counted one by one
+    """
+    if not messages.is_terminal:
+        shown_at = 0.0
+
+        def line(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+            nonlocal shown_at
+            if done == total or time.monotonic() - shown_at > 10:
+                shown_at = time.monotonic()
+                say(f"  {stage} {done}/{total}  {_figures(values)}")
+
+        yield line
+        return
+    columns = (TextColumn("  {task.description:9}"), BarColumn(), *(amounts or [MofNCompleteColumn()]),
+               TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
+    with Progress(*columns, console=messages) as bars:
+        tasks: dict[str, int] = {}
+
+        def bar(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, figures="")
+            bars.update(tasks[stage], completed=done, figures=_figures(values))  # type: ignore[arg-type]
+
+        yield bar
+
+
+def _figures(values: dict[str, float]) -> str:
+    names = {"loss": "loss {:.3f}", "top1": "val top-1 {:.2f} %"}
+    return "  ".join(form.format(values[key]) for key, form in names.items() if key in values)
+
+
+def print_table(rows: list[dict], columns: tuple[str, ...]) -> None:
+    """Some columns of rows; every row has them all."""
+    table = Table()
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns))
+    output.print(table)

@@ -1,0 +1,273 @@
+"""The commands that measure the method and the program themselves."""
+
+import dataclasses
+import itertools
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.filesize import decimal
+
+from pipeline import console
+from pipeline.options import (
+    EXIT_CODES,
+    RUNS,
+    DataOption,
+    DatasetOption,
+    ModelOption,
+    SeedOption,
+    SubsetOption,
+    configure,
+)
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load; --help does not need it
+    from pipeline.config import RunConfig
+
+app = typer.Typer()
+
+
+@app.command(epilog=EXIT_CODES)
+def pretrain(
+    data: Annotated[str, typer.Option(help="folder:PATH of a directory or zip with {train,val}/CLASS/IMAGE.")],
+    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
+    init: Annotated[Path | None, typer.Option(help="Weights to begin from.  \\[default: random]")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 60,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    out: Annotated[Path, typer.Option(help="Weights file to write; its model card goes beside it.")] = Path(
+        "pipeline/weights/deit_micro_patch8_64.safetensors"
+    ),
+    seed: SeedOption = 0,
+) -> None:
+    """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
+    from pipeline import presets
+    from pipeline.pretrain import pretrain as train_weights
+    from pipeline.runs import locked
+
+    config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
+    folder = RUNS / "pretrain"
+    with locked(folder), console.progress() as progress:
+        card = train_weights(config, folder, out, progress)
+    console.output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images", soft_wrap=True)
+
+
+@app.command(epilog=EXIT_CODES)
+def compare(
+    dataset: DatasetOption,
+    data: DataOption = None,
+    subset: SubsetOption = None,
+    model: ModelOption = None,
+    sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
+    methods: Annotated[
+        str, typer.Option(help="METHOD or METHOD:VARIANT: dap:distill, savit:released, dap:benefit_scale=5 ...")
+    ] = "dap uniform taylor magnitude savit wdpruning",
+    once: Annotated[str, typer.Option(help="Methods that run with the first seed alone.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, each a run of every method at every sparsity.")] = "0 1 2",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of fine-tuning. A method without one of the two trains for both in the other."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells trained at a time, each on its share of the cores.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Results file; table and figures go beside it.  \\[default: below docs/results]")
+    ] = None,
+) -> None:
+    """Every method on the same data with the same loop, epochs and seeds: the table, raw results and figures.
+
+    Cells that have finished are not run again; repeat the command to go on.
+    """
+    from pipeline import presets
+    from pipeline.compare import cells
+    from pipeline.compare import compare as run_all
+    from pipeline.compare_report import write
+
+    base, root = _compared(
+        dataset, model, epochs, finetune_epochs, data=data, subset=subset, lr=lr, batch_size=batch_size
+    )
+    numbers = _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int)
+    queue = cells(methods.split(), *numbers, once.split())
+    name = presets.dataset_name(base)
+    with console.progress() as progress:
+        rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=console.say)
+    command = _command("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
+                       methods=methods, once=once or None, seeds=seeds, epochs=epochs,
+                       finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
+                       jobs=jobs if jobs > 1 else None)  # fmt: skip
+    path = out or Path(f"docs/results/compare-{name}-{base.model}.json")
+    console.output.print(write(path, command, rows, dataset=name, model=base.model), markup=False, soft_wrap=True)
+    console.output.print(f"results: {path}", soft_wrap=True)
+
+
+@app.command("paper-table", epilog=EXIT_CODES)
+def paper_table(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run every command for a few steps on miniatures of the data sets.")
+    ] = False,
+) -> None:
+    """The published table beside what was reproduced here, and the commands, GPU hours and disk that it takes."""
+    from pipeline import paper_table as paper
+
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder, console.progress() as progress:
+            rows = paper.dry_run(Path(folder), progress=progress, say=console.say)
+        console.print_table(
+            [row for found in rows.values() for row in found],
+            ("method", "sparsity_target", "sparsity", "params", "epochs", "seconds", "error"),
+        )
+        if refused := [row for found in rows.values() for row in found if row["error"]]:
+            raise ValueError(f"{len(refused)} cells did not run, the first one: {refused[0]['error']}")
+        return
+    console.output.print(paper.table(Path("docs/results")), markup=False, soft_wrap=True)
+    for model, dataset in itertools.product(paper.MODELS, paper.DATASETS):
+        hours, room = paper.gpu_hours(model, dataset), decimal(paper.disk_bytes(model, dataset))
+        needs = f"about {hours:,.0f} hours of an A100 (expected, not measured), {room} of disk"
+        console.output.print(f"{paper.command(model, dataset)}\n  {needs}, after make data DATASET={dataset}",
+                     markup=False, soft_wrap=True)  # fmt: skip
+
+
+@app.command("bench-step", epilog=EXIT_CODES)
+def bench_step(
+    quick: Annotated[bool, typer.Option("--quick", help="The small model and few samples.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-step.json"),
+) -> None:
+    """Time and memory of a training step: plain, with DAP, with DAP's reference probes."""
+    from pipeline.bench_step import bench_step as measure
+    from pipeline.results import write_results
+
+    rows = measure(quick=quick, say=console.say)
+    write_results(out, "make bench-step" + (" QUICK=1" if quick else ""), rows)
+    console.print_table(
+        rows, ("model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio")
+    )
+    console.output.print(f"results: {out}", soft_wrap=True)
+
+
+@app.command("bench-loader", epilog=EXIT_CODES)
+def bench_loader(
+    quick: Annotated[bool, typer.Option("--quick", help="Few pictures and rounds.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that load.")] = min(8, os.cpu_count() or 1),
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-loader.json"),
+) -> None:
+    """Images per second: our training loader, timm's, decoding alone, and images held in memory."""
+    from pipeline.bench_loader import bench_loader as measure
+    from pipeline.results import write_results
+
+    rows = measure(quick=quick, workers=workers, say=console.say)
+    write_results(out, f"make bench-loader WORKERS={workers}" + (" QUICK=1" if quick else ""), rows)
+    console.print_table(
+        rows, ("loader", "pictures", "input", "workers", "images_per_s", "ratio", "ratio_paired", "ratio_spread")
+    )
+    console.output.print(f"results: {out}", soft_wrap=True)
+
+
+@app.command("bench-export", epilog=EXIT_CODES)
+def bench_export(
+    quick: Annotated[bool, typer.Option("--quick", help="DeiT-tiny, few samples.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/bench-export.json"
+    ),
+) -> None:
+    """Our exports beside stock ones and other runtimes: latency side by side, size, error, seconds of export.
+
+    Peers are timed if they are installed: pip install --require-hashes -r requirements-bench.txt
+    """
+    from pipeline import bench_export as bench
+    from pipeline.files import write_text
+    from pipeline.results import write_results
+
+    rows = bench.bench_export(quick=quick, say=console.say)
+    write_results(out, "make bench-export" + (" QUICK=1" if quick else ""), rows)
+    write_text(out.with_suffix(".md"), bench.report(rows))
+    console.output.print(bench.report(rows), markup=False, soft_wrap=True)
+    console.output.print(f"results: {out}", soft_wrap=True)
+
+
+@app.command("bench-latency-budget", epilog=EXIT_CODES)
+def bench_latency_budget(
+    dataset: DatasetOption = "digits",
+    subset: SubsetOption = None,
+    model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
+    sparsity: Annotated[float, typer.Option(help="Of the runs whose latency is then asked for.")] = 0.75,
+    seeds: Annotated[str, typer.Option(help="Seeds, each two runs.")] = "0 1 2",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, one epoch each; latency for 10 seconds.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/bench-latency-budget.json"
+    ),
+) -> None:
+    """DAP under a budget of parameters against DAP under the milliseconds that this takes: accuracy, prediction.
+
+    Needs a profile of MODEL on this machine (make profile). Repeat the command to go on.
+    """
+    from pipeline import bench_latency as bench
+    from pipeline.files import write_text
+    from pipeline.results import write_results
+
+    if quick:
+        seeds, epochs, finetune_epochs = "0", 1, 1
+    base, root = _compared(dataset, model, epochs, finetune_epochs, subset=subset)  # whose runs are used
+    numbers = _numbers("SEEDS", seeds, int)
+    with console.progress() as progress:
+        rows = bench.bench_latency(
+            base, root, sparsity=sparsity, seeds=numbers, quick=quick, progress=progress, say=console.say
+        )
+    command = _command("bench-latency-budget", dataset=_shown(dataset), subset=subset, model=model, sparsity=sparsity,
+                       seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs)  # fmt: skip
+    write_results(out, command + (" QUICK=1" if quick else ""), rows)
+    write_text(out.with_suffix(".md"), bench.report(rows))
+    console.output.print(bench.report(rows), markup=False, soft_wrap=True)
+    console.output.print(f"results: {out}", soft_wrap=True)
+
+
+def _compared(
+    dataset: str,
+    model: str | None,
+    epochs: int | None,
+    finetune_epochs: int | None,
+    *,
+    data: Path | None = None,
+    subset: str | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+) -> "tuple[RunConfig, Path]":
+    """The run that all cells of a comparison are variations of, and the folder of their runs.
+
+    A dense model trains for as many epochs as a method does in both of its stages.
+    """
+    from pipeline import presets
+
+    preset = presets.of(dataset, model, 0.5)
+    assert preset.prune is not None
+    assert preset.finetune is not None
+    total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
+    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
+    base = configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
+    base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
+    return base, RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
+
+
+def _numbers(name: str, text: str, kind):
+    try:
+        if numbers := [kind(number) for number in text.split()]:
+            return numbers
+        raise ValueError("there is none")
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name}={text!r} must be {what} with spaces between them") from error
+
+
+def _command(verb: str, **options: object) -> str:
+    """The make command with the options that were given."""
+    given = [f"{key.upper()}={shlex.quote(f'{value}')}" for key, value in options.items() if value is not None]
+    return " ".join(["make", verb, *given])
+
+
+def _shown(dataset: str) -> str:
+    """A data set's name as results files hold it: without the folders of this machine."""
+    return f"folder:{Path(dataset).name}" if dataset.startswith("folder:") else dataset
