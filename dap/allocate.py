@@ -33,7 +33,8 @@ def bpi_to_importance(bpi_B: Array, held_B: Array, dense_B: Array, scale: float 
 
     The paper counts parameters. With another budget the benefit is divided by that budget's cost: what is shared out is
     then benefit per millisecond, and a block that is cheap in it earns more of it. Parameters here would give a block
-    that is slow for its size, such as attention over many tokens, more of the time than its benefit is worth.
+    that is slow for its size, such as attention over many tokens, more of the time than its benefit is worth. Both
+    costs are then without the block's entry, see ratios_with_entry.
     Source: arXiv 2506.23675, section 3; design note §2.
     """
     if not np.isfinite(bpi_B).all():
