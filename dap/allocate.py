@@ -100,33 +100,41 @@ def narrowable(dense_B: Array, entry_B: Array) -> Array:
 
 
 def ratios_with_entry(
-    importance_B: Array, dense_B: Array, entry_B: Array, stays_B: NDArray[np.bool_], budget: float
+    importance_B: Array,
+    benefit_B: Array,
+    dense_B: Array,
+    entry_B: Array,
+    stays_B: NDArray[np.bool_],
+    budget: float,
 ) -> Array:
     """keep_ratios() where a block that is there at all costs an entry, which narrowing it does not give back.
 
-    importance_B: (B,) float >= 0, unitless; of what narrowable() says of each block
+    importance_B: (B,) float >= 0, unitless: benefit for what width costs, see narrowable()
+    benefit_B:    (B,) float >= 0, any unit: of each block as a whole
     dense_B:      (B,) cost of each dense block
     entry_B:      (B,) cost of each block at its smallest width, above 0
-    stays_B:      (B,) blocks that must not go, whatever their importance
+    stays_B:      (B,) blocks that must not go, whatever their benefit
     budget:       cost to keep over all blocks
     Returns (B,) float in [0, 1], each 0 or at least entry / dense. sum(ratio x dense) is the budget, or less by what is
     too little for the entry of a block that is gone. Raises ValueError if the budget does not cover the entries of the
     blocks that stay, or exceeds dense_B.sum().
 
     Time is like that: an attention of a tenth of its width still takes two thirds of the dense one's time. As long as
-    the budget covers all entries, they are paid, and what is left is shared out as keep_ratios does it. Otherwise
-    blocks go whole until it does, the one first whose benefit is least for its entry.
+    the budget covers all entries, they are paid, and what is left is shared out as keep_ratios does it. Otherwise they
+    are paid in the order of benefit per entry, as far as they can be, and the other blocks go whole.
     Source: ours; the paper's cost, parameters, has no entry.
     """
-    if budget < entry_B[stays_B].sum():
+    left = budget - entry_B[stays_B].sum()
+    if left < 0:
         raise ValueError(f"a budget of {budget:g} does not cover what always stays, {entry_B[stays_B].sum():g}")
-    worth_B = np.where(stays_B, np.inf, importance_B * narrowable(dense_B, entry_B) / entry_B)
-    living_B = np.ones(len(dense_B), dtype=bool)
-    while entry_B[living_B].sum() > budget:
-        living_B[np.argmin(np.where(living_B, worth_B, np.inf))] = False
+    living_B = stays_B.copy()
+    for b in np.argsort(-benefit_B / entry_B, kind="stable"):
+        if not stays_B[b] and entry_B[b] <= left:
+            living_B[b] = True
+            left -= entry_B[b]
     free_B = np.where(living_B, dense_B - entry_B, 0)
     paid_B = np.where(living_B, entry_B, 0)
-    ratio_B = _ratios_of(free_B > 0, importance_B, free_B, budget - float(paid_B.sum()))
+    ratio_B = _ratios_of(free_B > 0, importance_B, free_B, float(left))
     kept_B: Array = (paid_B + free_B * ratio_B) / dense_B
     return kept_B
 

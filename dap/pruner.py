@@ -197,6 +197,10 @@ class Pruner:
         self._kept = [sum(lengths) for lengths in self._lengths]
         self._bpi: Array | None = None  # (2, B) mean over the last interval
         self._importance: list[Array | None] = [None, None]  # running, class token and patch tokens
+        self._benefit: list[Array | None] = [
+            None,
+            None,
+        ]  # the same of a block as a whole; of a table of latencies alone
         self._step = 0
         self._hard = False
         self._done = False
@@ -304,6 +308,9 @@ class Pruner:
             for i in range(2):
                 new_B = allocate.bpi_to_importance(self._bpi[i], held_B, cost_B, self.config.benefit_scale)
                 if self._latency is not None:
+                    ones_B = np.ones(len(cost_B))
+                    whole_B = allocate.bpi_to_importance(self._bpi[i], ones_B, ones_B, self.config.benefit_scale)
+                    self._benefit[i] = allocate.smooth(self._benefit[i], whole_B, self.config.smoothing)
                     # Blocks behind the last attention cost so little that their importance would be most of the mean,
                     # and the share of the class token or of the patches in the blend a matter of whose benefit it is.
                     new_B = new_B / np.average(new_B, weights=cost_B)
@@ -314,14 +321,19 @@ class Pruner:
 
     def _final_ratios(self) -> Array:
         """(B,) kappa, the share of each block to keep at the final sparsity; all equal before the first measurement."""
-        class_B, patch_B = self._importance
-        if self.config.allocation == "uniform" or class_B is None or patch_B is None:
-            importance_B = np.ones(len(self._dense_B))
-        else:
-            importance_B = allocate.blend(class_B, patch_B, self.config.class_weight)
+        importance_B = self._blended(self._importance)
         if self._latency is None:
             return allocate.keep_ratios(importance_B, self._dense_B, self._budget)
-        return allocate.ratios_with_entry(importance_B, self._dense_B, self._entry_B, self._stays_B, self._budget)
+        benefit_B = self._blended(self._benefit)
+        return allocate.ratios_with_entry(
+            importance_B, benefit_B, self._dense_B, self._entry_B, self._stays_B, self._budget
+        )
+
+    def _blended(self, running: list[Array | None]) -> Array:
+        class_B, patch_B = running
+        if self.config.allocation == "uniform" or class_B is None or patch_B is None:
+            return np.ones(len(self._dense_B))
+        return allocate.blend(class_B, patch_B, self.config.class_weight)
 
     def _move_masks(self, progress: float, temperature: float) -> MaskUpdate:
         """Choose how much of every block stays at this progress and set the masks to it."""
@@ -391,6 +403,7 @@ class Pruner:
             "order": torch.from_numpy(self._order.copy()),
             "bpi": None if self._bpi is None else torch.from_numpy(self._bpi.copy()),
             "importance": [None if i is None else torch.from_numpy(i.copy()) for i in self._importance],
+            "benefit": [None if i is None else torch.from_numpy(i.copy()) for i in self._benefit],
             "score_sum": self._score_sum.clone(),
             "bpi_sum": self._bpi_sum.clone(),
             "scored_steps": self._scored_steps,
@@ -415,6 +428,7 @@ class Pruner:
         self._order = state["order"].numpy().copy()
         self._bpi = None if state["bpi"] is None else state["bpi"].numpy().copy()
         self._importance = [None if i is None else i.numpy().copy() for i in state["importance"]]
+        self._benefit = [None if i is None else i.numpy().copy() for i in state["benefit"]]
         self._score_sum.copy_(state["score_sum"])
         self._bpi_sum.copy_(state["bpi_sum"])
         self._scored_steps = state["scored_steps"]

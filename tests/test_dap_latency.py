@@ -178,11 +178,13 @@ def test_a_block_whose_time_does_not_depend_on_its_width_goes_by_its_benefit() -
     config = PruneConfig(sparsity=0.49, cost="latency")
     for benefit in (0.01, 1.0):
         pruner = Pruner(tiny_vit(depth=3), config, steps_per_epoch=STEPS, epochs=1, latency=latency)
-        pruner._bpi_sum += torch.tensor([benefit, 0.1, 0.2, 0.1, 0.2, 0.1])
-        pruner._scored_steps = 1
-        pruner._learn_from_interval()
-        first, _, second, *_ = pruner._final_ratios()
-        assert (first > 0, second > 0) == (benefit > 0.2, benefit < 0.2)
+        for _ in range(4):  # also once one of the two is gone, and its importance large because it holds nothing
+            pruner._bpi_sum += torch.tensor([benefit, 0.1, 0.2, 0.1, 0.2, 0.1])
+            pruner._scored_steps = 1
+            pruner._learn_from_interval()
+            first, _, second, *_ = pruner._final_ratios()
+            assert (first > 0, second > 0) == (benefit > 0.2, benefit < 0.2)
+            pruner._move_masks(1.0, 0.0)
 
 
 def test_a_resumed_run_needs_its_table() -> None:
@@ -211,7 +213,7 @@ def test_what_is_kept_pays_its_entry_and_no_budget_is_exceeded(
     entry_B = np.maximum(1, (part_B * dense_B).astype(np.int64))
     stays_B = np.arange(len(blocks)) == len(blocks) - 1
     budget = float(entry_B[-1] + share * (dense_B.sum() - entry_B[-1]))
-    ratio_B = ratios_with_entry(importance_B, dense_B, entry_B, stays_B, budget)
+    ratio_B = ratios_with_entry(importance_B, importance_B[::-1], dense_B, entry_B, stays_B, budget)
     kept_B = ratio_B * dense_B
     living_B = ratio_B > 0
     assert kept_B.sum() <= budget * (1 + 1e-9)
@@ -226,24 +228,28 @@ def test_what_is_kept_pays_its_entry_and_no_budget_is_exceeded(
 
 def test_without_entries_it_is_the_papers_rule() -> None:
     importance_B, dense_B = np.array([0.5, 2.0, 1.0]), np.array([100_000, 200_000, 300_000])
-    free = ratios_with_entry(importance_B, dense_B, np.ones(3, dtype=np.int64), np.zeros(3, dtype=bool), 250_000.0)
+    entry_B, stays_B = np.ones(3, dtype=np.int64), np.zeros(3, dtype=bool)
+    free = ratios_with_entry(importance_B, importance_B, dense_B, entry_B, stays_B, 250_000.0)
     np.testing.assert_allclose(free, keep_ratios(importance_B, dense_B, 250_000.0), atol=1e-4)
 
 
 def test_entries_are_paid_first_and_blocks_go_only_when_they_cannot_be() -> None:
     dense_B, entry_B, stays_B = np.array([100] * 4), np.array([60] * 4), np.zeros(4, dtype=bool)
-    importance_B = np.array([1.0, 3.0, 2.0, 2.0])
-    np.testing.assert_allclose(
-        ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 260.0), [0.625, 0.675, 0.65, 0.65]
-    )
-    ratio_B = ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 230.0)
-    assert ratio_B[0] == 0
-    assert ratio_B[1] > ratio_B[2] == ratio_B[3] > 0.6
-    assert ratio_B.sum() * 100 == pytest.approx(230)
-    stays_B[0] = True
-    assert ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 230.0)[0] >= 0.6
+    importance_B, benefit_B = np.array([1.0, 3.0, 2.0, 2.0]), np.array([2.0, 1.0, 3.0, 3.0])
+
+    def ratios(budget: float) -> list[float]:
+        return ratios_with_entry(importance_B, benefit_B, dense_B, entry_B, stays_B, budget).tolist()
+
+    assert ratios(260.0) == pytest.approx([0.625, 0.675, 0.65, 0.65])
+    assert ratios(230.0) == pytest.approx([0.7, 0.0, 0.8, 0.8])
+    stays_B[1] = True
+    assert ratios(230.0) == pytest.approx([0.0, 0.6 + 0.5 * 3 / 7, 0.6 + 0.5 * 2 / 7, 0.6 + 0.5 * 2 / 7])
     with pytest.raises(ValueError, match="does not cover what always stays, 60"):
-        ratios_with_entry(importance_B, dense_B, entry_B, stays_B, 59.0)
+        ratios(59.0)
+    # one that is too dear leaves room for another
+    entry_B[:] = 10, 30, 60, 60
+    assert ratios(45.0)[2:] == [0.0, 0.0]
+    assert ratios(45.0)[0] >= 0.1
 
 
 def test_attention_goes_whole_rather_than_to_its_smallest_width() -> None:
@@ -251,7 +257,7 @@ def test_attention_goes_whole_rather_than_to_its_smallest_width() -> None:
     pruner = Pruner(
         tiny_vit(depth=4), PruneConfig(sparsity=0.6, cost="latency"), steps_per_epoch=STEPS, epochs=1, latency=latency
     )
-    pruner._importance = [np.array([1.0, 2.0, 3.0, 2.0, 0.5, 2.0, 1.0, 1.0])] * 2
+    pruner._importance = pruner._benefit = [np.array([1.0, 2.0, 3.0, 2.0, 0.5, 2.0, 1.0, 1.0])] * 2
     pruner._move_masks(1.0, 0.0)
     widths = [block["width"] for block in pruner.blocks()]
     assert widths[4] == 0
