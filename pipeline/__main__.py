@@ -289,8 +289,8 @@ def profile(
         )
     console.print_table(profiling.rows(found), ("kind", "width", "ms", "spread_ms"))
     console.output.print(
-        f"{path}: the dense model is predicted to take {found.dense_ms(profiling.depth_of(model)):.3g} ms, "
-        f"whole models within {100 * found.off():.1f} %",
+        f"{path}: the dense model is predicted to take {found.dense_ms(profiling.depth_of(model)):.4g} ms; "
+        f"{len(found.whole)} whole models, by which the curves were scaled, come out within {100 * found.off():.1f} %",
         soft_wrap=True,
     )
     console.output.print(f"next: make prune LATENCY_MS=... TARGET={target} MODEL={model}", soft_wrap=True)

@@ -65,6 +65,8 @@ NOISY = 0.1
 """error of the prediction for whole models above which the user is warned"""
 SLACK = 1.1
 """what a measured median may exceed LATENCY_MS by: predictions are meant to hold within a tenth"""
+THROTTLED_NOW = 0xF
+"""of a Raspberry Pi's flags, those that speak of now and not of the time since it was started"""
 FILE = "profile.json"
 """the profile in a run's folder, by which it began and goes on"""
 
@@ -104,13 +106,14 @@ def profile(
         if connected is None:
             hint = "name it with DEVICE=" if target.driver else "no driver reaches one yet"
             raise EnvironmentLacks(f"a profile is measured on a device of TARGET={target.name}: {hint}")
+        _check_device(target, connected.description)  # before minutes are spent
         with tempfile.TemporaryDirectory() as folder:
             timing = _Timing(model, view, target, format, precision, connected, protocol, say, progress, Path(folder))
             kinds = timing.kinds(shape)
+            curves, (base_ms, base_spread_ms) = _curves(kinds)
             whole, described = timing.whole(shape)
     except (DeviceError, RuntimeUnavailable) as error:
         raise EnvironmentLacks(str(error)) from error
-    curves, (base_ms, base_spread_ms) = _curves(kinds)
     found = _fitted(
         Profile(
             target=target.name,
@@ -280,13 +283,23 @@ class _Timing:
         """Raises DeviceError unless the times are a device's of this target."""
         if result.refused:
             raise DeviceError(f"the device refuses {result.file}: {result.refused}")
-        if result.device.get("emulated"):
-            raise DeviceError(f"{result.device['emulated']} emulates this device: its time says nothing of a real one")
-        if why := self.target.why_untimed(result.device):
-            raise DeviceError(why)
+        _check_device(self.target, result.device)
         fewest = min(latency.samples for latency in result.latency.values())
         if fewest < FEW_SAMPLES:
             raise DeviceError(f"the device is too slow: {fewest} samples, {FEW_SAMPLES} needed")
+        doubts = {latency.why_invalid for latency in result.latency.values() if latency.why_invalid}
+        if flags := int(result.after.get("throttled") or "0", 16) & THROTTLED_NOW:
+            doubts.add(f"the board was held back (flags {flags:#x}: too little power, or too hot)")
+        for doubt in sorted(doubts):
+            self.say(f"  doubtful: {doubt}. A profile that is measured anew may be better")
+
+
+def _check_device(target: Target, device: Mapping[str, Any]) -> None:
+    """Raises DeviceError unless its time is that of a device of the target."""
+    if device.get("emulated"):
+        raise DeviceError(f"{device['emulated']} emulates this device: its time says nothing of a real one")
+    if why := target.why_untimed(dict(device)):
+        raise DeviceError(why)
 
 
 def dense_of(model: str, depth: int | None = None) -> VisionTransformer:
@@ -314,11 +327,11 @@ def _curves(kinds: Mapping[Kind, Mapping[int, np.ndarray]]) -> tuple[dict[Kind, 
     for kind, times in kinds.items():
         alone_P, count = (base_P, 1) if kind == "attn_last" else (times[0], BLOCKS)
         added = {width: (time_P - alone_P) / count for width, time_P in times.items() if width}
-        curves[kind] = Curve.measured(
-            list(added),
-            [float(np.median(ms_P)) for ms_P in added.values()],
-            [float(np.ptp(ms_P)) for ms_P in added.values()],
-        )
+        medians, spreads = ([float(of(ms_P)) for ms_P in added.values()] for of in (np.median, np.ptp))
+        try:
+            curves[kind] = Curve.measured(list(added), medians, spreads)
+        except ValueError as error:
+            raise DeviceError(f"{kind}: {error}. Repeat the command when it is not") from error
     return curves, (float(np.median(base_P)), float(np.ptp(base_P)))
 
 
@@ -437,8 +450,7 @@ def sparsity_of(latency_ms: float, table: LatencyTable, target: str) -> float:
     """
     least_ms, dense_ms = table.least_ns / 1e6, table.dense_ns / 1e6
     if latency_ms < least_ms:
-        digits = 2 - math.floor(math.log10(least_ms))
-        lowest = math.ceil(least_ms * 10**digits) / 10**digits  # rounded up, so that it is itself reachable
+        lowest = _rounded(least_ms, math.ceil)  # up, so that it is itself reachable
         raise ValueError(
             f"LATENCY_MS={latency_ms:g} can't be reached on TARGET={target}: the lowest reachable is {lowest:g}, "
             "with nothing left but the last attention at its smallest width"
@@ -446,9 +458,15 @@ def sparsity_of(latency_ms: float, table: LatencyTable, target: str) -> float:
     if latency_ms >= dense_ms:
         raise ValueError(
             f"LATENCY_MS={latency_ms:g} leaves nothing to prune: the dense model is predicted to take "
-            f"{dense_ms:.3g} ms on TARGET={target}"
+            f"{_rounded(dense_ms, math.floor):g} ms on TARGET={target}"
         )
     return 1 - latency_ms / dense_ms
+
+
+def _rounded(ms: float, to_integer: Callable[[float], int]) -> float:
+    """To three digits."""
+    digits = 2 - math.floor(math.log10(ms))
+    return to_integer(ms * 10.0**digits) / 10.0**digits
 
 
 def budget_of(run: Run, layers: int) -> tuple[PruneConfig, LatencyTable | None]:

@@ -241,8 +241,9 @@ def _wrong(path: Path, what: str) -> ValueError:
 def _of_json(entry: Any) -> Profile:
     """Raises ValueError for a key that is unknown or missing."""
     fields = _known(Profile, entry)
-    if not isinstance(fields["curves"], dict):
-        raise ValueError(f"curves must be an object, not {fields['curves']!r}")
+    for name in ("curves", "device"):
+        if not isinstance(fields[name], dict):
+            raise ValueError(f"{name} must be an object, not {fields[name]!r}")
     curves = {}
     for kind, curve in fields["curves"].items():
         values = _known(Curve, curve)

@@ -25,7 +25,7 @@ from targets import profile as profiles
 from targets.artifact import ExportInfo, Program
 from targets.devices.job import DeviceResult, Job
 from targets.formats import FORMATS
-from targets.latency import LatencyResult, Protocol
+from targets.latency import LatencyResult, Protocol, invalid
 
 TINY = "deit_micro_patch8_64"
 SHORT = Protocol(name="short", seconds=0.2, min_samples=40, warmup=2, cooldown_s=0.0)
@@ -126,17 +126,61 @@ def test_what_a_sum_cannot_say_is_told(fake, monkeypatch):
     assert "was the device busy?" in said[-1]
 
 
+PI5 = {**synthetic().device, "device": "Raspberry Pi 5 Model B Rev 1.0"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"device": {**synthetic().device, "emulated": "qemu-aarch64"}}, "qemu-aarch64 emulates this device"),
+        ({"device": {**PI5, "emulated": "qemu-aarch64"}}, "qemu-aarch64 emulates this device"),
         ({"refused": "too large", "latency": {}}, "the device refuses attn_last-0.tflite: too large"),
-        ({"device": {**synthetic().device, "device": "Raspberry Pi 4 Model B"}}, "is not a Raspberry Pi 5"),
+        ({"device": {**PI5, "device": "Raspberry Pi 4 Model B"}}, "is not a Raspberry Pi 5"),
     ],
 )
 def test_times_that_are_not_the_targets_make_no_profile(fake, folder, changes, message):
+    device = Fake(synthetic(), **changes)
+    device.description = PI5
     with pytest.raises(EnvironmentLacks, match=message):
-        fake(Fake(synthetic(), **changes), target="rpi5")
+        fake(device, target="rpi5")
+    assert not folder.exists()
+
+
+def test_a_device_of_another_kind_is_told_before_anything_is_exported(fake, folder):
+    device = Fake(synthetic())
+    device.run = None  # type: ignore[assignment]
+    with pytest.raises(EnvironmentLacks, match="is not a Raspberry Pi 5"):
+        fake(device, target="rpi5")
+
+
+def test_a_board_that_is_held_back_and_a_busy_machine_are_told(fake):
+    class Doubtful(Fake):
+        def run(self, job: Job, folder: Path, progress: Any) -> DeviceResult:
+            result = super().run(job, folder, progress)
+            latency = {name: invalid(entry, "the machine was busy") for name, entry in result.latency.items()}
+            return replace(result, latency=latency, after={"throttled": "0x50005"})
+
+    *_, said = fake(Doubtful(synthetic()))
+    assert any("doubtful: the machine was busy" in line for line in said)
+    assert any("held back (flags 0x5:" in line for line in said)
+    *_, said = fake(Fake(synthetic(), after={"throttled": "0x50000"}))  # it was, before
+    assert not any("doubtful" in line for line in said)
+
+
+def test_a_block_that_seems_to_be_free_is_named(fake, folder):
+    class Noisy(Fake):
+        def run(self, job: Job, folder: Path, progress: Any) -> DeviceResult:
+            result = super().run(job, folder, progress)
+            fast = {
+                name: 0.1 if name.startswith("mlp-") and not name.startswith("mlp-0.") else 1.0 for name in job.files
+            }
+            latency = {
+                name: replace(entry, samples_ms=tuple(fast[name] * ms for ms in entry.samples_ms))
+                for name, entry in result.latency.items()
+            }
+            return replace(result, latency=latency)
+
+    with pytest.raises(EnvironmentLacks, match="mlp: a whole block seems to cost no time"):
+        fake(Noisy(synthetic()))
     assert not folder.exists()
 
 

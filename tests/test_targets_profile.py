@@ -53,6 +53,7 @@ def test_every_target_has_a_file_of_its_own() -> None:
         (lambda c: c["profiles"][0].update(base_ms="fast"), "milliseconds must be finite numbers, not 'fast'"),
         (lambda c: c["profiles"][0]["curves"].pop("mlp"), "curves must be those of attn, mlp, attn_last, mlp_last"),
         (lambda c: c["profiles"][0].update(curves=[]), "curves must be an object"),
+        (lambda c: c["profiles"][0].update(device="host"), "device must be an object"),
         (lambda c: c["profiles"][0]["curves"]["mlp"].update(ms=1), "must consist of lists"),
         (lambda c: c["profiles"][0]["curves"]["mlp"]["ms"].reverse(), "never fall"),
         (lambda c: c["profiles"][0]["curves"]["mlp"]["widths"].reverse(), "widths must rise"),
