@@ -31,6 +31,7 @@ UNFINISHED = FOLDER / "env.unfinished"
 """there while packages are being installed, or removed: an environment beside it is made anew"""
 PYTHON = str(ENV / "bin" / "python")
 
+OLDEST_PYTHON = (3, 11)
 LEFTOVER_S = 24 * 3600.0
 SPARE_BYTES = 8_000_000
 """to be left on the disk beside what is pushed: results, and what the system needs"""
@@ -145,7 +146,7 @@ def probe(executorch: str) -> dict[str, Any]:
         "folder": str(FOLDER),
         "pythons": {},
     }
-    if sys.version_info >= (3, 11) and found["bits"] == 64:
+    if sys.version_info >= OLDEST_PYTHON and found["bits"] == 64:
         JOBS.mkdir(parents=True, exist_ok=True)
         found["pythons"] = _pythons(executorch)
     return found

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from targets import Target, executorch_program
+from targets.devices.board_setup import OLDEST_PYTHON
 from targets.devices.connection import ANSWER_S, Connection
 from targets.devices.job import (
     RESULT,
@@ -45,7 +46,6 @@ SLOWEST_BYTES_PER_S = 100_000
 """what is slower than that is no network"""
 FULL_BYTES = 1_000_000
 """a disk with less than that is why a copy has failed"""
-OLDEST_PYTHON = (3, 11)
 UNNAMED = "this machine"
 """what measure.describe calls a machine without a device tree"""
 
