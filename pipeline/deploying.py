@@ -161,8 +161,8 @@ def validate(context: Context, target: Target, budgets: Budgets, protocol: Proto
             else:
                 results[name] = gate.candidate(name, budget, dense)
                 if results[name]["latency_dense_ms"]:
-                    for key, value in (("latency_ms", "latency_dense_ms"), ("device", "device")):
-                        results[dense_name][key] = results[name][value]
+                    timed = results[name]
+                    results[dense_name] |= {"latency_ms": timed["latency_dense_ms"], "device": timed["device"]}
             if results[name]["verdict"] != "fail":
                 shipped = name
                 results[name]["shipped"] = not exported[name]["error"]

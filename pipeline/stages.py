@@ -1,4 +1,5 @@
-"""The stages, in order: run folder in, run folder out. A finished stage is not redone unless its inputs changed.
+"""The stages, in order: run folder in, run folder out. A finished stage is not redone unless its inputs changed, or a
+device was busy, broke off or refused an artifact.
 
 prepare, dense, prune, compact, finetune    once per run
 export, validate, report                    once per run and target

@@ -5,7 +5,8 @@ answer is a line of JSON with "error" in it if the command failed. Needs the sta
 that Python 3.7 can still read it and tell how old it is.
 
 Everything of ours lies in ~/.dap: jobs/ (a folder each, .partial until it is whole), env/ (an environment with the
-pinned runtimes, if the system's Python has none), executorch/ (what executorch_program.py compiled) and lock.
+pinned runtimes, if the system's Python has none), executorch/ (what executorch_program.py compiled), lock, and
+env.unfinished.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def install(steps: list[list[Any]], who: str, format: str, executorch: str) -> d
             if anew:
                 shutil.rmtree(ENV, ignore_errors=True)
             os.sync()  # the mark must not be gone from the disk before the packages are on it
-            UNFINISHED.unlink()
+            UNFINISHED.unlink(missing_ok=True)
     return {"pythons": _pythons(executorch)}
 
 
