@@ -66,9 +66,8 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
         progress("latency", 1, 1)
     after = conditions()
     if job.memory and not device["emulated"]:
-        try:
-            peak_mb = memory_mb(load, path, job.threads, next(job.pictures(folder, GOLDEN)))
-        except EOFError:
+        peak_mb = memory_mb(load, path, job.threads, next(job.pictures(folder, GOLDEN)))
+        if peak_mb is None and peak_memory_mb() is not None:
             unmeasured[MEMORY] = "the process that measures memory ended early: has the memory run out?"
     return found(
         runtime=program.runtime,
@@ -112,8 +111,8 @@ def time(programs: dict[str, Program], image: np.ndarray, protocol: Protocol) ->
 def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
     """What loading an artifact and some inferences add to a process's peak memory, MB of 1e6 bytes.
 
-    In a process of its own; the runtime's code does not count. None where the system does not tell. Raises EOFError if
-    that process was killed, failed or hung.
+    In a process of its own; the runtime's code does not count. None where the system does not tell, or if that process
+    was killed, failed or hung.
     """
     context = multiprocessing.get_context("spawn")
     answer, given = context.Pipe(duplex=False)
@@ -123,6 +122,8 @@ def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float 
         given.close()  # the other process alone has it: when that ends, so does the wait
         try:
             return answer.recv()
+        except EOFError:
+            return None
         finally:
             process.kill()
             process.join()
