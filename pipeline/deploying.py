@@ -25,6 +25,7 @@ from targets.budget import FormatBudget
 from targets.devices.job import (
     GOLDEN,
     IMAGES,
+    MEMORY,
     Device,
     DeviceError,
     DeviceResult,
@@ -136,8 +137,9 @@ def validate(context: Context, target: Target, budgets: Budgets, protocol: Proto
     """Try the candidates of each format, smallest file first, until one keeps to the budget; that one is shipped.
 
     If none passes, but one could not be measured and does not fail, that one is; its verdict is not_measured. What
-    does not fail on this machine goes to the device. If that breaks off, what it would have measured is not measured,
-    and the result "broke_off" says why.
+    does not fail on this machine goes to the device. If that breaks off, what it would have measured is not measured.
+    The result "unsettled" says what the same command might find otherwise, so that it tries again: a device that broke
+    off or was busy, an artifact that its runtime, which can be replaced, refuses.
     """
     gate = _Gate.of(context, target, protocol, device)
     exported = context.run.results(f"export {target.name}")
@@ -159,14 +161,14 @@ def validate(context: Context, target: Target, budgets: Budgets, protocol: Proto
             else:
                 results[name] = gate.candidate(name, budget, dense)
                 if results[name]["latency_dense_ms"]:
-                    results[dense_name]["latency_ms"] = results[name]["latency_dense_ms"]
+                    timed = results[name]
+                    results[dense_name] |= {"latency_ms": timed["latency_dense_ms"], "device": timed["device"]}
             if results[name]["verdict"] != "fail":
                 shipped = name
                 results[name]["shipped"] = not exported[name]["error"]
     written = gate.write(results)
     return written, {
-        "device": device.description if device else None,
-        "broke_off": "; ".join(gate.broke_off.values()) or None,
+        "unsettled": "; ".join([*gate.broke_off.values(), *gate.unsettled]) or None,
         "threads": target.threads,
         "protocol": protocol.name,
         "artifacts": results,
@@ -205,6 +207,8 @@ class _Gate:
     written: list[Path] = field(default_factory=list)
     broke_off: dict[str, str] = field(default_factory=dict)
     """why the device is of no use any more: by format, or under EVERY"""
+    unsettled: list[str] = field(default_factory=list)
+    """what else a repeat might find otherwise"""
 
     @staticmethod
     def of(context: Context, target: Target, protocol: Protocol, device: Device | None) -> "_Gate":
@@ -276,7 +280,8 @@ class _Gate:
                 self.context.say(f"  {error}")
                 known = replace(known, unmeasured=str(error))
         if result is not None and result.refused:
-            return {**_nothing("fail", result.refused), "size_bytes": entry.size_bytes}
+            self.unsettled.append(result.refused)
+            return {**_nothing("fail", result.refused), "size_bytes": entry.size_bytes, "device": result.device}
         if result is not None:
             runtime = f"{result.runtime} {result.runtime_version}"
             if self.target.driver != "local":  # what this machine computed says less than what the device did
@@ -296,6 +301,13 @@ class _Gate:
                 known = replace(known, latency=None, latency_dense=None, peak_mb=None)
         asked = check_asked(self.context.run, self.target.name, entry.format, known)  # none without LATENCY_MS
         checks = [*goldens, *judge(known, budget.limits), *asked]
+        if result is not None and not known.unmeasured:
+            lacking = {"latency_ratio_max": dense.file or "", "memory_mb_max": MEMORY}
+            reasons = {name: result.unmeasured.get(what) for name, what in lacking.items()}
+            checks = [replace(check, reason=reasons.get(check.name) or check.reason) for check in checks]
+            if overall(checks) == "not_measured":
+                noisy = [latency.why_invalid for latency in result.latency.values() if latency.why_invalid]
+                self.unsettled += [*result.unmeasured.values(), *noisy]
         return {
             **_nothing(overall(checks), known.unmeasured),
             "parity": asdict(known.parity) if known.parity else None,
@@ -306,6 +318,7 @@ class _Gate:
             "peak_mb": known.peak_mb,
             "runtime": runtime,
             "conditions": {"before": result.before, "after": result.after} if result else None,
+            "device": result.device if result else None,
             "budget": budget.limits.stated(),
             "checks": [asdict(check) for check in checks],
         }
@@ -374,11 +387,9 @@ class _Gate:
         path.unlink(missing_ok=True)  # what does not pass is not left for an app to find
         if not shipped:
             return [samples, *self.written]
-        keys = ("top1", "parity", "latency_ms", "peak_mb", "runtime", "checks", "verdict")
-        device = self.device.description if self.device else None
+        keys = ("device", "top1", "parity", "latency_ms", "peak_mb", "runtime", "checks", "verdict")
         measured = [
-            replace(entry, measured={"device": device, **{key: results[entry.file][key] for key in keys}})
-            for entry in (*shipped, *beside)
+            replace(entry, measured={key: results[entry.file][key] for key in keys}) for entry in (*shipped, *beside)
         ]
         golden = tuple(
             replace(
@@ -411,7 +422,7 @@ class _Gate:
 def _nothing(verdict: str, reason: str | None) -> Results:
     """The results of an artifact of which nothing is measured."""
     keys = ("parity", "top1", "images", "latency_ms", "latency_dense_ms", "peak_mb", "runtime", "conditions", "budget")
-    return {**dict.fromkeys(keys), "checks": [], "verdict": verdict, "reason": reason, "shipped": False}
+    return {**dict.fromkeys((*keys, "device")), "checks": [], "verdict": verdict, "reason": reason, "shipped": False}
 
 
 def _golden(context: Context, folder: Path, model: VisionTransformer) -> list[Golden]:

@@ -265,7 +265,7 @@ def _devices(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     found = {}
     for artifact in _judged(report):
         device, conditions = artifact["device"], artifact["conditions"] or {"before": {}, "after": {}}
-        if not device or (artifact["target"] in found and not artifact["conditions"]):
+        if not device or (artifact["target"] in found and not artifact["conditions"]):  # one refused has none
             continue
         facts = [
             ("device", device["device"]),

@@ -1,4 +1,5 @@
-"""The stages, in order: run folder in, run folder out. A finished stage is not redone unless its inputs changed.
+"""The stages, in order: run folder in, run folder out. A finished stage is not redone unless its inputs changed, or a
+device was busy, broke off or refused an artifact.
 
 prepare, dense, prune, compact, finetune    once per run
 export, validate, report                    once per run and target
@@ -181,7 +182,7 @@ def run_deploying(
         hint = "METHOD=dense makes none" if run.config.method == "dense" else "Finish `make prune` first"
         raise ValueError(f"{run.folder} has no small model. {hint}")
     try:
-        connected = connect(target, device, context.say) if only in (None, "validate") else None
+        connected = connect(target, device, context.say, next(iter(budgets))) if only in (None, "validate") else None
     except DeviceError as error:
         raise EnvironmentLacks(str(error)) from error
     stages: dict[str, Callable[[], Written]] = {
@@ -199,8 +200,7 @@ def run_deploying(
         record = f"{stage} {name}"
         if only in (None, stage):
             try:
-                # what a device left unfinished is tried again
-                _run(context, record, inputs, function, again=bool(run.results(record).get("broke_off")))
+                _run(context, record, inputs, function, again=bool(run.results(record).get("unsettled")))
             except RuntimeUnavailable as error:
                 report(context)
                 raise EnvironmentLacks(str(error)) from error

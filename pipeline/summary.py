@@ -63,6 +63,7 @@ def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
         "reason",
         "images",
         "conditions",
+        "device",
     )
     artifacts = []
     for file, entry in exported.items():
@@ -77,7 +78,6 @@ def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
                 "file": None if entry["error"] else f"artifacts/{target}/{file}",
                 **{key: measured.get(key) for key in keys},
                 "reason": measured.get("reason") or entry["error"],
-                "device": validated.get("device"),
                 "threads": validated.get("threads"),
                 "protocol": validated.get("protocol"),
                 "shipped": measured.get("shipped", False),

@@ -54,7 +54,9 @@ class Target:
 
     def why_untimed(self, device: Mapping[str, Any]) -> str | None:
         """Why the time on a device (as DeviceResult.device has it) is not the target's; None if it is."""
-        if self.board and not str(device["device"]).startswith(self.board):
+        if device.get("emulated"):
+            return f"{device['emulated']} emulates this device: its time says nothing of a real one"
+        if self.board and not f"{device['device']} ".startswith(f"{self.board} "):  # a Raspberry Pi 400 is no 4
             return f"{device['device']} is not a {self.board}"
         return None
 

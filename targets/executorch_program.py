@@ -22,6 +22,9 @@ import numpy as np
 
 from targets.artifact import Program, RuntimeUnavailable, without_noise
 
+RELEASE = "1.5.1"
+"""version of the package that boards are given (requirements-board-executorch.txt); the C++ of another may not fit"""
+INSTALL = f"pip install --no-deps executorch=={RELEASE}"
 SOURCE = Path(__file__).with_suffix(".cpp")
 CACHE = Path("~/.dap/executorch")
 # What the package's own CMake files ask of those who build against it.
@@ -119,13 +122,11 @@ def _package() -> Path:
     """Folder of the installed package, found without importing it. Raises RuntimeUnavailable."""
     spec = find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeUnavailable("no ExecuTorch runtime: pip install --no-deps executorch==1.5.1")
+        raise RuntimeUnavailable(f"no ExecuTorch runtime: {INSTALL}")
     for folder in map(Path, spec.submodule_search_locations):
         if (folder / "lib" / "libexecutorch.so").is_file():
             return folder
-    raise RuntimeUnavailable(
-        "the executorch package here has no C++ libraries: pip install --no-deps executorch==1.5.1, on 64-bit Linux"
-    )
+    raise RuntimeUnavailable(f"the executorch package here has no C++ libraries: {INSTALL}, on 64-bit Linux")
 
 
 @cache
@@ -134,8 +135,12 @@ def _library() -> ctypes.CDLL:
     path = _compiled(_package())
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise RuntimeUnavailable(f"ExecuTorch's libraries do not load: {error}") from error
+    except OSError:  # the file is damaged, or made for a system library that an upgrade has replaced
+        path.unlink(missing_ok=True)
+        try:
+            library = ctypes.CDLL(str(_compiled(_package())))
+        except OSError as error:
+            raise RuntimeUnavailable(f"ExecuTorch's libraries do not load: {error}") from error
     size, text, program = ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p
     sizes = ctypes.POINTER(ctypes.c_size_t)
     library.dap_threads.restype, library.dap_threads.argtypes = size, []
@@ -174,5 +179,7 @@ def _compiled(package: Path) -> Path:
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
             raise RuntimeUnavailable(f"{compiler} does not compile {SOURCE.name}: {'; '.join(errors[:3])}")
+        with open(result, "rb") as made:  # after a power cut the name must not stand for an empty file
+            os.fsync(made.fileno())
         os.replace(result, path)
     return path

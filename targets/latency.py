@@ -47,6 +47,11 @@ class Protocol:
         if not sound or not math.isfinite(self.seconds + self.cooldown_s):
             raise ValueError("a protocol needs min_samples >= 1, warmup >= 0, seconds >= 0 and cooldown_s >= 0")
 
+    @property
+    def longest_s(self) -> float:
+        """What `measure` takes at most, beside the warm-up and the last round."""
+        return self.cooldown_s + PATIENCE * self.seconds
+
 
 FULL = Protocol(name="full", seconds=60.0, min_samples=1024, warmup=32, cooldown_s=10.0)
 QUICK = Protocol(name="quick", seconds=10.0, min_samples=128, warmup=10, cooldown_s=1.0)

@@ -12,6 +12,7 @@ from conftest import BRIEF, context_of
 
 from pipeline import stages
 from pipeline.errors import EnvironmentLacks
+from targets import TARGETS, manifest
 from targets.devices.job import DeviceError, FormatUnavailable, read_job, read_result, write_job
 from targets.devices.measure import describe, run
 from targets.formats import FORMATS
@@ -54,7 +55,7 @@ def deploy(exported, tmp_path, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "copy")
 
     def deployed(board, text=BUDGET):
-        monkeypatch.setattr(stages, "connect", lambda target, device, say: board)
+        monkeypatch.setattr(stages, "connect", lambda target, device, say, format: board)
         path = tmp_path / "mine.toml"
         path.write_text(text)
         context, said = context_of(folder)
@@ -65,6 +66,12 @@ def deploy(exported, tmp_path, monkeypatch):
 
     deployed.folder = folder
     return deployed
+
+
+def measured_of(deploy):
+    """What the manifest says of the artifact that is shipped."""
+    shipped = manifest.read(deploy.folder / "artifacts" / "rpi5" / manifest.FILE_NAME)
+    return next(entry.measured for entry in shipped.files if entry.role == "pruned")
 
 
 def verdicts(artifact):
@@ -96,13 +103,25 @@ def test_another_board_proves_correctness_and_no_time(deploy):
     assert found["golden_on_device"]["verdict"] == found["top1_share_min"]["verdict"] == "pass"
 
 
+@pytest.mark.parametrize(
+    ("target", "name"), [("rpi4", "Raspberry Pi 400 Rev 1.0"), ("rpi5", "Raspberry Pi 500 Rev 1.0")]
+)
+def test_a_keyboard_with_a_board_in_it_is_another_board(target, name):
+    assert TARGETS[target].why_untimed({"device": name}) == f"{name} is not a {TARGETS[target].board}"
+
+
 def test_emulated_time_is_no_time(deploy):
     def emulated(result):
         return replace(result, latency={k: invalid(v, "qemu emulates it") for k, v in result.latency.items()})
 
-    verdict, artifact = deploy(Board(emulated))
+    verdict, artifact = deploy(Board(emulated, {**PI_5, "emulated": "qemu-aarch64"}))
     assert verdict == "not_measured"
     assert verdicts(artifact)["latency_p90_ms_max"] == "not_measured"
+    assert (artifact["latency_ms"], artifact["latency_dense_ms"], artifact["peak_mb"]) == (None, None, None)
+    assert measured_of(deploy)["latency_ms"] is None
+    assert "qemu-aarch64 emulates this device" in artifact["reason"]
+    deploy(Board(emulated, {**PI_5, "emulated": "qemu-aarch64"}))
+    assert "validate rpi5: finished before" in deploy.said, "a repeat would find the same"
     assert json.loads((deploy.folder / "artifacts" / "rpi5" / "latency.json").read_text()) == {}
 
 
@@ -121,6 +140,48 @@ def test_wrong_logits_on_the_board_fail(deploy):
 def test_what_the_board_refuses_fails_with_its_reason(deploy):
     verdict, artifact = deploy(Board(lambda result: replace(result, refused="tflite-runtime 2.14.0 is too old")))
     assert (verdict, artifact["reason"]) == ("fail", "tflite-runtime 2.14.0 is too old")
+    assert deploy(Board())[0] == "pass", "the board has been given another runtime, which nothing here can see"
+
+
+def busy(result):
+    return replace(result, latency={file: invalid(found, "it was busy") for file, found in result.latency.items()})
+
+
+def without(*files):
+    """A device on which a process was killed, or the dense artifact does not run."""
+
+    def change(result):
+        kept = {file: found for file, found in result.latency.items() if file not in files}
+        peak_mb = None if "memory" in files else result.peak_mb
+        return replace(result, latency=kept, peak_mb=peak_mb, unmeasured=dict.fromkeys(files, "killed"))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "reason"),
+    [
+        (busy, "latency_p90_ms_max", "latency was measured but is not valid: it was busy"),
+        (without("memory"), "memory_mb_max", "killed"),
+        (without("dense-fp32.tflite"), "latency_ratio_max", "killed"),
+    ],
+)
+def test_what_could_not_be_measured_this_time_is_tried_again(deploy, change, check, reason):
+    budget = f"latency_ratio_max = 1000\n{BUDGET}"
+    verdict, artifact = deploy(Board(change), budget)
+    assert verdict == "not_measured"
+    assert {name for name, verdict in verdicts(artifact).items() if verdict != "pass"} <= {check, "latency_ratio_max"}
+    assert next(found["reason"] for found in artifact["checks"] if found["name"] == check) == reason
+    assert deploy(Board(), budget)[0] == "pass", "repeating the command is enough"
+    deploy(Board(), budget)
+    assert "validate rpi5: finished before" in deploy.said
+
+
+def test_what_nobody_asked_about_is_not_tried_again(deploy):
+    budget = "top1_share_min = 0.5\n[tflite]\nprecisions = ['fp32']"
+    assert deploy(Board(busy), budget)[0] == "pass"
+    deploy(Board(), budget)
+    assert "validate rpi5: finished before" in deploy.said
 
 
 def test_a_board_that_breaks_off_is_told_and_tried_again(deploy):
@@ -132,8 +193,11 @@ def test_a_board_that_breaks_off_is_told_and_tried_again(deploy):
     assert verdict == "not_measured"
     assert artifact["reason"] == "pi@board has not answered for 30 s"
     assert verdicts(artifact)["top1_share_min"] == "pass", "what this machine has shown stays"
+    assert artifact["device"] is measured_of(deploy)["device"] is None, "which is not the device's"
+    assert "Raspberry Pi 5 Model B" not in (deploy.folder / "report.html").read_text()
     verdict, artifact = deploy(Board())
     assert verdict == "pass", "repeating the command is enough"
+    assert artifact["device"] == measured_of(deploy)["device"] == PI_5
     verdict, _ = deploy(Board())
     assert "validate rpi5: finished before" in deploy.said
 
@@ -149,7 +213,7 @@ def test_a_format_that_the_board_cannot_run_is_tried_again(deploy):
 
 
 def test_a_device_that_cannot_be_reached_costs_no_export(run_copy, monkeypatch):
-    def unreachable(target, device, say):
+    def unreachable(target, device, say, format):
         raise DeviceError("pi@board cannot be reached")
 
     monkeypatch.setattr(stages, "connect", unreachable)

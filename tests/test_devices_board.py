@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from targets import executorch, executorch_program, latency, tflite_program
 from targets.artifact import RuntimeUnavailable
-from targets.devices import board_setup
+from targets.devices import board_setup, measure
 from targets.devices.job import RESULT, DeviceError, read_result, write_job, write_result
 
 # numpy is there and no interpreter: stands in for a board where nothing has been installed
@@ -129,7 +130,88 @@ def test_a_file_that_the_runtime_refuses_is_a_result_that_names_the_runtime(star
     status, _ = finish(start(job[1]))
     result = read_result(job[1] / RESULT, changed)
     assert status == 0
-    assert result.refused.startswith("ai-edge-litert 2.3.0 does not take it: ")
+    assert result.refused.startswith("ai-edge-litert 2.3.0 does not take it (The model is not")
+    assert result.refused.endswith("~/.dap/env/bin/pip install --upgrade numpy ai-edge-litert"), "it arrived whole"
+
+
+ODD_RUNNER = """
+import sys
+from odd import load
+from targets.devices import board, measure
+board.LOADERS["tflite"] = load
+measure.MEMORY_S = 2
+if __name__ == "__main__":
+    sys.exit(board.main(sys.argv[1:]))
+"""
+# What a loader is given first: whether it is in the process that measures memory; and the program that it loads.
+ODD_LOADER = """
+import dataclasses, multiprocessing, os, time
+from targets import tflite_program
+def load(path, threads):
+    measuring = multiprocessing.parent_process() is not None
+    program = tflite_program.load(path, threads)
+    {}
+    return program
+def raises(pixels):
+    raise RuntimeError("node number 3 failed to invoke")
+"""
+
+
+@pytest.fixture
+def done_oddly(runner, start, job, tmp_path):
+    """Does the job with a loader of which some lines are given, and with changes; returns the result and its lines."""
+
+    def run(lines: str, **changes):
+        changed = dataclasses.replace(job[0], **changes)
+        write_job(changed, job[1])
+        (tmp_path / "odd.py").write_text(ODD_LOADER.format(lines))
+        (tmp_path / "odd_runner.py").write_text(ODD_RUNNER)
+        environment = {**os.environ, "HOME": str(start.home), "PYTHONPATH": f"{runner}:{tmp_path}"}
+        command = [sys.executable, "-m", "odd_runner", str(job[1])]
+        done = subprocess.run(command, cwd=runner, env=environment, stdout=subprocess.PIPE, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout
+        return read_result(job[1] / RESULT, changed), [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_memory_is_measured_in_a_process_of_its_own(start, job):
+    changed = dataclasses.replace(job[0], memory=True)
+    write_job(changed, job[1])
+    status, _ = finish(start(job[1]))
+    result = read_result(job[1] / RESULT, changed)
+    assert (status, result.unmeasured) == (0, {})
+    assert 0.1 < result.peak_mb < 100
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "time.sleep(60)"])
+def test_a_process_that_measures_memory_may_be_killed_or_hang(done_oddly, end):
+    """The system kills it when memory runs out; everything else that was measured stays."""
+    result, _ = done_oddly(f"if measuring: {end}", memory=True)
+    assert result.peak_mb is None
+    assert result.unmeasured == {"memory": "the process that measures memory ended early: has the memory run out?"}
+    assert result.latency["model-fp32.tflite"].samples >= 20
+
+
+def test_an_artifact_that_loads_and_does_not_run_is_refused(done_oddly):
+    result, lines = done_oddly("program = dataclasses.replace(program, run=raises)")
+    assert result.refused == "ai-edge-litert 2.3.0 does not run it: node number 3 failed to invoke"
+    assert not any("error" in line for line in lines), "the board is well, and other formats may run"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "if path.name == 'other.tflite': program = dataclasses.replace(program, run=raises)",
+        "if path.name == 'other.tflite': raise ValueError('node number 3 failed to invoke')",
+    ],
+)
+def test_what_an_artifact_is_compared_with_does_not_decide_about_it(done_oddly, job, lines):
+    (job[1] / "other.tflite").symlink_to((job[1] / "model-fp32.tflite").resolve())
+    result, _ = done_oddly(lines, files=("model-fp32.tflite", "other.tflite"))
+    assert (result.refused, result.top1) == (None, 1)
+    assert list(result.latency) == ["model-fp32.tflite"]
+    assert result.unmeasured["other.tflite"].endswith("node number 3 failed to invoke")
 
 
 def test_without_a_runtime_the_line_says_what_to_install(start, job, runner):
@@ -176,8 +258,12 @@ def test_a_runner_shows_a_sign_of_life_while_it_measures(start, job):
     assert time.monotonic() - begun < 6
 
 
-def test_clearing_up_ends_a_runner_that_hangs(start, job, monkeypatch):
+@pytest.mark.parametrize("linked", [False, True], ids=["", "on another disk"])
+def test_clearing_up_ends_a_runner_that_hangs(start, job, monkeypatch, linked, tmp_path):
     folder = start.home / ".dap"
+    if linked:
+        (tmp_path / "disk").mkdir()
+        folder.symlink_to(tmp_path / "disk")
     for name, path in (("FOLDER", folder), ("JOBS", folder / "jobs"), ("LOCK", folder / "lock")):
         monkeypatch.setattr(board_setup, name, path)
     jobs = folder / "jobs"
@@ -242,6 +328,31 @@ def test_a_result_with_something_missing_is_no_result(result, change):
         read_result(path, job)
 
 
+CPUINFO, MODALIAS, STATUS = "/proc/cpuinfo", "/sys/devices/system/cpu/modalias", "/proc/self/status"
+X86, ARM = "cpu:type:x86,ven0000fam0006mod009E:feature:,0000", "cpu:type:aarch64:feature:,0000"
+
+
+@pytest.mark.parametrize(
+    ("machine", "files", "emulated"),
+    [
+        ("aarch64", {STATUS: "Name:\tpython3.11\n", CPUINFO: "CPU implementer\t: 0x41", MODALIAS: ARM}, None),
+        ("x86_64", {STATUS: "Name:\tpython3.11\n", CPUINFO: "vendor_id\t: GenuineIntel", MODALIAS: X86}, None),
+        ("aarch64", {}, None),
+        ("aarch64", {STATUS: "Name:\tqemu-aarch64\n"}, "qemu-aarch64"),
+        ("aarch64", {CPUINFO: "vendor_id\t: GenuineIntel"}, "an x86 machine"),
+        # qemu 8 writes a cpuinfo of its own
+        ("aarch64", {STATUS: "Name:\tpython3.11\n", CPUINFO: "CPU part\t: 0xd0b", MODALIAS: X86}, "an x86 machine"),
+        ("x86_64", {CPUINFO: "vendor_id\t: GenuineIntel", MODALIAS: ARM}, "an aarch64 machine"),
+        ("x86_64", {CPUINFO: "vendor_id\t: VirtualApple"}, "Rosetta"),
+        ("aarch64", {"/proc/device-tree/compatible": "linux,dummy-virt\0"}, "QEMU"),
+    ],
+)
+def test_an_emulated_processor_is_known_by_what_it_cannot_hide(monkeypatch, machine, files, emulated):
+    monkeypatch.setattr(measure, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert measure.emulator() == emulated
+
+
 def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch):
     times = count(1e9, -86400)  # a day back at every look: a board without a clock of its own that finds the time
     monkeypatch.setattr(time, "time", lambda: next(times))
@@ -278,6 +389,38 @@ def test_executorch_without_torch_computes_what_it_computes_with_it(start, tmp_p
     assert (found.runtime, found.latency["model.pte"].samples >= 20) == ("executorch", True)
     compiled = list((start.home / ".dap" / "executorch").iterdir())
     assert [path.suffix for path in compiled] == [".so"], "compiled once, nothing half-made beside it"
+
+
+def test_a_damaged_library_of_executorchs_functions_is_compiled_again(runner, start, executorch_file):
+    """Stands in for a power cut, or a system library that an upgrade has replaced."""
+    script = CHECKS.format(path=str(executorch_file)) + "load(path, 2)"
+    assert in_runner(runner, start.home, script).returncode == 0
+    (library,) = (start.home / ".dap" / "executorch").iterdir()
+    library.write_bytes(b"")
+    done = in_runner(runner, start.home, script)
+    assert done.returncode == 0, done.stderr
+    assert library.stat().st_size > 0
+
+
+def test_boards_are_given_the_executorch_that_counts():
+    path = Path(board_setup.__file__).with_name("requirements-board-executorch.txt")
+    assert f"\nexecutorch=={executorch_program.RELEASE} " in path.read_text()
+
+
+@pytest.mark.parametrize(("release", "library"), [("1.5.1", True), ("1.5.1", False), ("1.0.0", True)])
+def test_executorch_counts_if_it_is_whole_and_the_right_one(tmp_path, release, library):
+    """A package that a power cut has left without its libraries, or one of the user's own."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "executorch" / "lib").mkdir(parents=True)
+    (tmp_path / "executorch" / "__init__.py").touch()
+    if library:
+        (tmp_path / "executorch" / "lib" / "libexecutorch.so").touch()
+    (tmp_path / f"executorch-{release}.dist-info").mkdir()
+    (tmp_path / f"executorch-{release}.dist-info" / "METADATA").write_text(f"Name: executorch\nVersion: {release}\n")
+    capable = library and release == executorch_program.RELEASE
+    assert ("executorch" in board_setup._formats(str(python), executorch_program.RELEASE)) == capable
 
 
 CHECKS = """

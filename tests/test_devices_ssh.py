@@ -318,6 +318,35 @@ def test_a_runner_that_hangs_is_given_up_and_ended(board, connect, job, monkeypa
     assert device.run(*job, lambda *_: None).golden_error == 0
 
 
+HANGING = """
+import dataclasses, sys, time
+from targets import tflite_program
+from targets.devices import board
+def load(path, threads):
+    program = tflite_program.load(path, threads)
+    return dataclasses.replace(program, run=lambda pixels: time.sleep(60))
+board.LOADERS["tflite"] = load
+sys.exit(board.main(sys.argv[1:]))
+"""
+
+
+def test_a_runtime_that_hangs_while_its_runner_shows_life_is_given_up(board, connect, job, monkeypatch, tmp_path):
+    """As one that waits for itself in an inference."""
+    monkeypatch.setattr(ssh, "STALLED_S", 3.0)
+    (tmp_path / "hanging.py").write_text(HANGING)
+    run = f"PYTHONPATH=. exec {sys.executable} {tmp_path}/hanging.py . me"
+    device = connect()
+    board.program("python3", f'case "$*" in *targets.devices.board\\ .*) {run};; esac; exec {sys.executable} "$@"')
+    begun, pids = time.monotonic(), []
+    watching = threading.Timer(2.5, lambda: pids.append(runner_of(board)))
+    watching.start()
+    with pytest.raises(DeviceError, match=r"is alive, but its runner gets no further for 3\.9 s"):
+        device.run(*job, lambda *_: None)
+    assert time.monotonic() - begun < 20
+    assert ends(pids[0], 3)
+    assert board.jobs == []
+
+
 def test_a_board_that_is_unplugged_meanwhile_is_given_up(board, connect, job, monkeypatch):
     """Its server's processes are stopped: stands in for a cable that is pulled."""
     monkeypatch.setattr(connection, "ALIVE_S", 1)
@@ -435,11 +464,95 @@ def test_what_a_board_lacks_is_installed_or_the_way_by_hand_is_told(board, conne
     board.start()
     said = []
     with pytest.raises(
-        FormatUnavailable, match=r"could not be installed \(ERROR: .*By hand, there: python3 -m venv ~/\.dap/env"
+        FormatUnavailable, match=r"could not be installed \(ERROR: .*By hand, there: rm -rf ~/\.dap/env\* && python3 -m"
     ):
         connect(say=said.append)
     assert "installing what runs tflite into its ~/.dap/env" in said[0]
-    assert [path.name for path in (board.home / ".dap").iterdir() if path.name == "env"] == []
+    assert [path.name for path in (board.home / ".dap").iterdir() if path.name.startswith("env")] == []
+
+
+def test_a_python_that_makes_no_environments_says_what_to_install(board, connect):
+    """As Debian's says it without python3-venv."""
+    says = "The virtual environment was not created successfully because ensurepip is not available. On Debian ..."
+    board.program("python3", f'case "$*" in "-m venv"*) echo "{says}"; exit 1;; esac; {BARE}')
+    with pytest.raises(FormatUnavailable, match="sudo apt install python3-venv"):
+        connect()
+
+
+# Instead of an environment a Python that has no packages until pip has "installed" them, at the number of times told:
+# what it did, and with which options, stands in ~/.dap/pip. {pip}: what pip does else
+ENVIRONMENT = """case "$*" in "-m venv "*)
+mkdir -p "$3/bin"
+cat > "$3/bin/python" <<'END'
+#!/bin/sh
+case "$*" in
+*"-m pip"*) echo "$*" >> ~/.dap/pip; {pip}; [ $(wc -l < ~/.dap/pip) -lt {times} ] || touch ~/.dap/env/installed; exit;;
+esac
+[ -e ~/.dap/env/installed ] || set -- -S "$@"
+exec {python} "$@"
+END
+chmod +x "$3/bin/python"; exit;; esac; {bare}"""
+
+
+def environment(times: int = 1, pip: str = ":") -> str:
+    """A bare board's python3."""
+    return ENVIRONMENT.format(times=times, pip=pip, python=sys.executable, bare=BARE)
+
+
+def test_what_is_installed_and_does_not_load_is_installed_over_itself(board, connect, job):
+    board.program("python3", environment(times=2))
+    assert connect().run(*job, lambda *_: None).golden_error == 0
+    first, second = (board.home / ".dap" / "pip").read_text().splitlines()
+    assert ("--force-reinstall" in first, "--force-reinstall" in second) == (False, True)
+
+
+def test_an_environment_in_which_nothing_works_is_made_anew(board, connect, job):
+    """As a power cut leaves one, or an upgrade of the system: its Python starts, and not even pip is there."""
+    old = board.home / ".dap" / "env" / "bin" / "python"
+    old.parent.mkdir(parents=True)
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    (old.parent / "left").touch()
+    board.program("python3", environment())
+    assert connect().run(*job, lambda *_: None).golden_error == 0
+    assert not (old.parent / "left").exists()
+
+
+def test_the_environment_is_preferred_to_what_the_system_has(board, connect):
+    python = board.home / ".dap" / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    assert connect()._python_for("tflite") == str(python)
+
+
+def test_a_deployment_may_be_repeated_at_once_when_it_was_cut_off_while_installing(board, connect, job):
+    """pip would go on beside the second one, in an environment that this one removes."""
+    board.program("python3", environment(times=2, pip="[ -e ~/.dap/pids ] || { echo $$ > ~/.dap/pids; sleep 60; }"))
+    script = DEPLOYMENT.format(paths=[p for p in sys.path if p], folder=str(job[1]), address=board.address)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    pids = board.home / ".dap" / "pids"
+    with process:
+        while not (pids.exists() and pids.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=15)
+    assert (board.home / ".dap" / "env.unfinished").exists()
+    assert connect().run(*job, lambda *_: None).golden_error == 0
+    assert ends(int(pids.read_text()), 5)
+
+
+def test_a_sign_of_life_after_the_answer_is_no_answer(board, connect):
+    assert connect()._connection.answer("""echo '{"a": 1}'; echo '{"alive": true}'""") == {"a": 1}
+
+
+def test_a_board_is_given_what_runs_the_format_that_is_wanted(board, connect):
+    board.program("python3", f'case "$*" in "-m venv"*) exit 1;; esac; {BARE}')
+    with pytest.raises(FormatUnavailable, match="what runs executorch could not be installed"):
+        Ssh.connect(board.address, TARGET, lambda text: None, "executorch")
 
 
 def test_a_board_that_lacks_executorch_alone_still_does_the_rest(board, connect, job):
@@ -465,7 +578,7 @@ def test_a_bare_board_is_set_up(board, connect, job, tmp_path):
     assert device.run(*job, lambda *_: None).golden_error == 0
     other = board_jobs.make_job(tmp_path / "other", board_jobs.executorch_file(), executorch.load, "executorch")
     assert device.run(other, tmp_path / "other", lambda *_: None).golden_error == 0
-    assert not (board.home / ".dap" / "env" / ".unfinished").exists()
+    assert not (board.home / ".dap" / "env.unfinished").exists()
     said = []
     connect(say=said.append)
     assert said == [], "once"

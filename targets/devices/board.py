@@ -8,36 +8,30 @@ about once a second, {"alive": true} meanwhile, and {"error": text, "runtime": w
 missing} if nothing came of it. Exit status: 0 with a result, 1 without, 3 without a runtime, 4 if the board is in use.
 """
 
-import json
-import os
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from targets import executorch_program, tflite_program
 from targets.artifact import Program, RuntimeUnavailable
-from targets.devices.board_setup import Busy, exclusive
+from targets.devices.board_setup import Busy, alive, exclusive, say
 from targets.devices.job import RESULT, DeviceError, read_job, write_result
 from targets.devices.measure import Load, describe, run
 
 PROGRESS_S = 1.0
-HEARTBEAT_S = 2.0
 FAILED, NO_RUNTIME, IN_USE = 1, 3, 4
-
-_printing = threading.Lock()
 
 
 def load_tflite(path: Path, threads: int) -> Program:
-    """As tflite_program.load, but what it refuses says which interpreter it was: it may be too old for the file."""
+    """As tflite_program.load. The file has arrived whole: if it is refused, the interpreter may be too old for it."""
     try:
         return tflite_program.load(path, threads)
     except ValueError as error:
         _, name, installed = tflite_program.find_interpreter()
-        raise ValueError(f"{name} {installed} does not take it: {error}") from error
+        raise ValueError(
+            f"{name} {installed} does not take it ({error.__cause__ or error}). A newer one may, in an environment of "
+            "its own there: python3 -m venv ~/.dap/env && ~/.dap/env/bin/pip install --upgrade numpy ai-edge-litert"
+        ) from error
 
 
 LOADERS: dict[str, Load] = {"tflite": load_tflite, "executorch": executorch_program.load}
@@ -79,33 +73,6 @@ class Reporter:
         if done == total or what != self.last[0] or now - self.last[1] >= PROGRESS_S:
             self.last = (what, now)
             say(progress=[what, done, total])
-
-
-@contextmanager
-def alive() -> Iterator[None]:
-    """Show a sign of life now and then: a measurement says nothing for minutes. Costs it some 50 µs every 2 s."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_S):
-            say(alive=True)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def say(**line: Any) -> None:
-    """Print a line. If nobody listens any more, nobody waits for the result: the process ends, and with it the lock."""
-    with _printing:
-        try:
-            print(json.dumps(line), flush=True)
-        except OSError:
-            os._exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ answer is a line of JSON with "error" in it if the command failed. Needs the sta
 that Python 3.7 can still read it and tell how old it is.
 
 Everything of ours lies in ~/.dap: jobs/ (a folder each, .partial until it is whole), env/ (an environment with the
-runtimes, if the system's Python has none), executorch/ (what executorch_program.py compiled) and lock.
+pinned runtimes, if the system's Python has none), executorch/ (what executorch_program.py compiled), lock, and
+env.unfinished.
 """
 
 from __future__ import annotations
@@ -27,29 +28,41 @@ from typing import Any
 
 FOLDER = Path("~/.dap").expanduser()
 JOBS, ENV, LOCK = FOLDER / "jobs", FOLDER / "env", FOLDER / "lock"
-UNFINISHED = ENV / ".unfinished"
-"""there while packages are being installed: an environment that has it is made anew"""
+UNFINISHED = FOLDER / "env.unfinished"
+"""there while packages are being installed, or removed: an environment beside it is made anew"""
+PYTHON = str(ENV / "bin" / "python")
 
+OLDEST_PYTHON = (3, 11)
 LEFTOVER_S = 24 * 3600.0
 SPARE_BYTES = 8_000_000
 """to be left on the disk beside what is pushed: results, and what the system needs"""
 LOCK_WAIT_S = 3.0
 """a runner whose deployment has ended takes a moment to notice"""
+HEARTBEAT_S = 2.0
 
 CAPABLE = """
-import importlib, importlib.util, json
+import importlib, importlib.metadata, importlib.util, json, os, sys
 def has(name):
     try:
         return bool(importlib.import_module(name))
     except Exception:
         return False
-spec = importlib.util.find_spec("executorch")
+def has_executorch(release):
+    try:
+        folders = importlib.util.find_spec("executorch").submodule_search_locations
+        whole = any(os.path.isfile(os.path.join(folder, "lib", "libexecutorch.so")) for folder in folders)
+        return whole and importlib.metadata.version("executorch") == release
+    except Exception:
+        return False
 numpy = has("numpy")
 print(json.dumps({
     "tflite": numpy and (has("ai_edge_litert.interpreter") or has("tflite_runtime.interpreter")),
-    "executorch": numpy and spec is not None,
+    "executorch": numpy and has_executorch(sys.argv[1]),
 }))
 """
+"""what an interpreter is asked; sys.argv: the ExecuTorch that is to be there, for the C++ of another may not fit"""
+
+_printing = threading.Lock()
 
 
 class Busy(Exception):
@@ -96,8 +109,37 @@ def busy() -> str | None:
     return None
 
 
-def probe() -> dict[str, Any]:
-    """What this board is and has. pythons: which formats each interpreter can run."""
+@contextlib.contextmanager
+def alive() -> Iterator[None]:
+    """Show a sign of life now and then: much says nothing for minutes. Costs a measurement some 50 µs every 2 s."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_S):
+            say(alive=True)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def say(**line: Any) -> None:
+    """Print a line. If nobody listens any more, nobody waits for what comes of it: the process ends, and its lock."""
+    with _printing:
+        try:
+            print(json.dumps(line), flush=True)
+        except OSError:
+            if os.getpgrp() == os.getpid():  # what it has started is its own, and ends with it
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)
+
+
+def probe(executorch: str) -> dict[str, Any]:
+    """What this board is and has. executorch: the version that counts;  pythons: as `_pythons` has them."""
     found: dict[str, Any] = {
         "python": list(sys.version_info[:2]),
         "machine": platform.machine(),
@@ -105,10 +147,9 @@ def probe() -> dict[str, Any]:
         "folder": str(FOLDER),
         "pythons": {},
     }
-    if sys.version_info >= (3, 11) and found["bits"] == 64:
+    if sys.version_info >= OLDEST_PYTHON and found["bits"] == 64:
         JOBS.mkdir(parents=True, exist_ok=True)
-        candidates = ["python3"] if UNFINISHED.exists() else ["python3", str(ENV / "bin" / "python")]
-        found["pythons"] = {name: _formats(name) for name in candidates}
+        found["pythons"] = _pythons(executorch)
     return found
 
 
@@ -140,7 +181,7 @@ def end(job: str) -> dict[str, Any]:
     """Remove the job, whatever state it is in, and end its runner if that still runs. free: bytes before that."""
     free = _free()
     content = _lock_content()
-    if busy() and content.get("folder") == str(JOBS / job):
+    if busy() and content.get("folder") == str((JOBS / job).resolve()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(content["pid"], signal.SIGKILL)
     for path in (JOBS / job, JOBS / f"{job}.partial"):
@@ -148,32 +189,42 @@ def end(job: str) -> dict[str, Any]:
     return {"free": free}
 
 
-def install(steps: list[list[Any]], who: str) -> dict[str, Any]:
-    """Make the environment, or what it lacks. steps: of each requirements file its text and options of pip for it.
+def install(steps: list[list[Any]], who: str, format: str, executorch: str) -> dict[str, Any]:
+    """Make the environment, or what it lacks to run `format`.
 
-    Nothing is compiled. An environment that could not be made is not left behind.
+    steps: of each requirements file its text and options of pip for it;  executorch: the version that counts
+    Nothing is compiled. An environment that could not be made is not left behind. One in which nothing works (after a
+    power cut, or with another Python since the system was upgraded) is made anew; if it is the format alone that does
+    not work although it is installed, its packages are installed over themselves.
     """
-    threading.Thread(target=_heartbeat, daemon=True).start()
-    with exclusive(who, str(ENV)):
-        if UNFINISHED.exists():
-            shutil.rmtree(ENV)
-        anew = not (ENV / "bin" / "python").exists()
-        ENV.mkdir(parents=True, exist_ok=True)
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()  # venv and pip end with this process, see `say`
+    with exclusive(who, str(ENV)), alive():
+        anew = UNFINISHED.exists() or not _formats(PYTHON, executorch)
         UNFINISHED.touch()
         try:
             if anew:
+                shutil.rmtree(ENV, ignore_errors=True)
                 _run(["python3", "-m", "venv", str(ENV)])
-            for text, options in steps:
-                requirements = ENV / "requirements.txt"
-                requirements.write_text(text, encoding="utf-8")
-                pip = [str(ENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-                _run([*pip, "--require-hashes", "--only-binary", ":all:", *options, "-r", str(requirements)])
-                anew = False
+            for again in ([], ["--force-reinstall"]):
+                for text, options in steps:
+                    _pip(text, [*options, *again])
+                    anew = False
+                if format in _formats(PYTHON, executorch):
+                    break
         finally:
             if anew:
                 shutil.rmtree(ENV, ignore_errors=True)
+            os.sync()  # the mark must not be gone from the disk before the packages are on it
             UNFINISHED.unlink(missing_ok=True)
-    return {"pythons": {str(ENV / "bin" / "python"): _formats(str(ENV / "bin" / "python"))}}
+    return {"pythons": _pythons(executorch)}
+
+
+def _pip(requirements: str, options: list[str]) -> None:
+    file = ENV / "requirements.txt"
+    file.write_text(requirements, encoding="utf-8")
+    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--require-hashes"]
+    _run([*command, "--only-binary", ":all:", *options, "-r", str(file)])
 
 
 def _run(command: list[str]) -> None:
@@ -181,15 +232,24 @@ def _run(command: list[str]) -> None:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
+        if "ensurepip is not available" in done.stdout or "No module named venv" in done.stdout:
+            raise OSError("its Python makes no environments: sudo apt install python3-venv")
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith(("ERROR", "error"))] or lines[-1:]
         raise OSError("; ".join(errors[:2]) or f"{command[0]} ended with {done.returncode}")
 
 
-def _formats(python: str) -> list[str]:
+def _pythons(executorch: str) -> dict[str, list[str]]:
+    """The formats that each interpreter can run; the environment comes first: what is in it is known."""
+    candidates = ["python3"] if UNFINISHED.exists() else [PYTHON, "python3"]
+    return {name: _formats(name, executorch) for name in candidates}
+
+
+def _formats(python: str, executorch: str) -> list[str]:
     """Formats that an interpreter has the packages for; none if there is no such interpreter."""
     try:
-        done = subprocess.run([python, "-c", CAPABLE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        command = [python, "-c", CAPABLE, executorch]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         found = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return []
@@ -217,19 +277,6 @@ def _free() -> int:
     return shutil.disk_usage(FOLDER).free
 
 
-def _heartbeat() -> None:
-    while True:
-        _answer({"alive": True})
-        time.sleep(2)
-
-
-def _answer(content: dict[str, Any]) -> None:
-    try:
-        print(json.dumps(content), flush=True)
-    except OSError:  # the other end has gone
-        os._exit(1)
-
-
 def main(command: str, arguments: str) -> None:
     """Do one command of this file and print its answer."""
     commands: dict[str, Callable[..., dict[str, Any]]] = {
@@ -240,11 +287,11 @@ def main(command: str, arguments: str) -> None:
         "install": install,
     }
     try:
-        _answer(commands[command](**json.loads(arguments)))
+        say(**commands[command](**json.loads(arguments)))
     except Busy as error:
-        _answer({"busy": str(error)})
+        say(busy=str(error))
     except OSError as error:
-        _answer({"error": str(error)})
+        say(error=str(error))
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class Connection:
             return False
 
     def answer(self, command: str, source: str = "", silence_s: float = ANSWER_S) -> dict[str, Any]:
-        """The last of the lines that `lines` gives, for a command that has one answer. Raises DeviceError."""
-        found = list(self.lines(command, source, silence_s))
+        """The last line that `lines` gives, signs of life aside, for a command with one answer. Raises DeviceError."""
+        found = [line for line in self.lines(command, source, silence_s) if "alive" not in line]
         if not found:
             raise DeviceError(f"{self.name} ran a command and answered nothing; does its shell start as it should?")
         return found[-1]

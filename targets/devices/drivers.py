@@ -9,12 +9,13 @@ from targets.devices.local import Local
 from targets.devices.ssh import Ssh
 
 
-def connect(target: Target, device: str | None, say: Callable[[str], None]) -> Device | None:
+def connect(target: Target, device: str | None, say: Callable[[str], None], format: str | None = None) -> Device | None:
     """The device that `device` names, ready for jobs; None if there is none to name, and nothing can be measured.
 
     device: for the Raspberry Pis [user@]host[:port] or a name from ssh's own configuration; for web "chromium", a
     headless one on this machine (the default), or "lan", any browser in the network that opens the page which is served
     say: told what the user has to know or do
+    format: that the device is to run first, and that a board is given a runtime for; None: the target's first one
     Raises ValueError for a device that the target cannot have, DeviceError if it cannot be reached.
     """
     if target.driver == "local":
@@ -24,7 +25,7 @@ def connect(target: Target, device: str | None, say: Callable[[str], None]) -> D
     if target.driver == "browser":
         return Browser.connect(device, say)
     if target.driver == "ssh":
-        return Ssh.connect(device, target, say) if device else None
+        return Ssh.connect(device, target, say, format) if device else None
     if device:
         raise ValueError(f"no driver reaches a device for TARGET={target.name} yet: leave DEVICE out")
     return None

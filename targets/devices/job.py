@@ -23,6 +23,8 @@ from targets.latency import Protocol as TimingProtocol
 
 JOB, RESULT, GOLDEN, IMAGES = "job.json", "result.json", "golden.u8", "images.u8"
 VERSION = 1
+MEMORY = "memory"
+"""where DeviceResult.unmeasured has no file"""
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
@@ -84,7 +86,7 @@ class DeviceResult:
     runtime: str
     runtime_version: str
     refused: str | None = None
-    """why the runtime does not take the artifact; nothing is measured then"""
+    """why the runtime does not take the artifact, or does not run it; nothing is measured then"""
     before: dict[str, Any] = dataclasses.field(default_factory=dict)
     """conditions before the measurement, where the system tells: governor, temperature_c, throttled, battery"""
     after: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,6 +102,8 @@ class DeviceResult:
     """by artifact"""
     peak_mb: float | None = None
     """growth of a process's peak memory by the artifact, MB of 1e6 bytes"""
+    unmeasured: dict[str, str] = dataclasses.field(default_factory=dict)
+    """why an artifact that the first one was to be compared with, or MEMORY, could not be measured"""
 
 
 class Device(Protocol):
@@ -180,7 +184,8 @@ def read_result(path: Path, job: Job) -> DeviceResult:
     for name, (rows, count) in shapes.items():
         if not result.refused and (len(rows) != count or any(len(row) != job.classes for row in rows)):
             raise DeviceError(f"the device's result is not whole ({name}: {len(rows)} rows); repeat the command")
-    if not result.refused and job.protocol and set(result.latency) != set(job.files):
+    timed = set(result.latency) | set(result.unmeasured) - {MEMORY, file}  # the first one is there or refused
+    if not result.refused and job.protocol and timed != set(job.files):
         raise DeviceError("the device's result is not whole (latency); repeat the command")
     return result
 

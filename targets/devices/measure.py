@@ -7,18 +7,23 @@ import contextlib
 import multiprocessing
 import os
 import platform
+import re
+import signal
 from collections.abc import Callable, Iterable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from targets.artifact import Program, peak_memory_mb, reset_peak_memory, sha256_of
-from targets.devices.job import GOLDEN, IMAGES, DeviceResult, Job, Progress, rows_of
+from targets.devices.job import GOLDEN, IMAGES, MEMORY, DeviceResult, Job, Progress, rows_of
 from targets.latency import LatencyResult, Protocol, conditions, invalid, measure
 
 MEMORY_INFERENCES = 3
+MEMORY_S = 120
+"""a process that measures memory for longer has hung; the slowest inference takes seconds"""
 # Emulated inferences take seconds each and their time says nothing: a few show that it runs.
 EMULATED = Protocol(name="emulated", seconds=0.0, min_samples=1, warmup=0, cooldown_s=0.0)
 
@@ -27,16 +32,23 @@ Load = Callable[[Path, int], Program]
 
 
 def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None) -> DeviceResult:
-    """Do the job. An artifact that the runtime refuses is a result. Raises RuntimeUnavailable without a runtime."""
+    """Do the job. Raises RuntimeUnavailable without a runtime.
+
+    An artifact that the runtime does not load, or does not run, is a result; one that it was to be compared with, if it
+    is that which does not run, is left out.
+    """
     name, device = job.files[0], describe()
     path = folder / name
     found = partial(DeviceResult, job=job.id, file=name, sha256=sha256_of(path), device=device, threads=job.threads)
     programs: dict[str, Program] = {}
+    unmeasured: dict[str, str] = {}
     for file in job.files:
         try:
-            programs[file] = load(folder / file, job.threads)
+            programs[file] = _started(load, folder / file, job.threads, next(job.pictures(folder, GOLDEN), None))
         except ValueError as error:
-            return found(runtime="", runtime_version="", refused=str(error))
+            if file == name:
+                return found(runtime="", runtime_version="", refused=str(error))
+            unmeasured[file] = str(error)
     program = programs[name]
     golden = logits(program, job.pictures(folder, GOLDEN)) if job.golden else None
     rows = None
@@ -55,6 +67,8 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
     after = conditions()
     if job.memory and not device["emulated"]:
         peak_mb = memory_mb(load, path, job.threads, next(job.pictures(folder, GOLDEN)))
+        if peak_mb is None and peak_memory_mb() is not None:
+            unmeasured[MEMORY] = "the process that measures memory ended early: has the memory run out?"
     return found(
         runtime=program.runtime,
         runtime_version=program.runtime_version,
@@ -66,7 +80,19 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
         top1=None if rows is None else float((rows.argmax(1) == np.array(job.labels)).mean()),
         latency=taken,
         peak_mb=peak_mb,
+        unmeasured=unmeasured,
     )
+
+
+def _started(load: Load, path: Path, threads: int, image: np.ndarray | None) -> Program:
+    """The loaded artifact, once it has done one inference. Raises ValueError if it cannot."""
+    program = load(path, threads)
+    if image is not None:
+        try:
+            program(image)
+        except (ValueError, RuntimeError) as error:  # which of them depends on the runtime
+            raise ValueError(f"{program.runtime} {program.runtime_version} does not run it: {error}") from error
+    return program
 
 
 def logits(program: Program, images: Iterable[np.ndarray]) -> np.ndarray:
@@ -85,11 +111,27 @@ def time(programs: dict[str, Program], image: np.ndarray, protocol: Protocol) ->
 def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
     """What loading an artifact and some inferences add to a process's peak memory, MB of 1e6 bytes.
 
-    In a process of its own; the runtime's code does not count. None where the system does not tell.
+    In a process of its own; the runtime's code does not count. None where the system does not tell, or if that process
+    was killed, failed or hung.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_memory_mb, (load, path, threads, image))
+    answer, given = context.Pipe(duplex=False)
+    process = context.Process(target=_tell_memory_mb, args=(given, MEMORY_S, load, path, threads, image), daemon=True)
+    with answer:
+        process.start()
+        given.close()  # the other process alone has it: when that ends, so does the wait
+        try:
+            return answer.recv()
+        except EOFError:
+            return None
+        finally:
+            process.kill()
+            process.join()
+
+
+def _tell_memory_mb(answer: Connection, limit_s: int, *arguments: Any) -> None:
+    signal.alarm(limit_s)  # ends this process, also if nobody waits for it any more
+    answer.send(_memory_mb(*arguments))
 
 
 def _memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
@@ -119,14 +161,22 @@ def describe() -> dict[str, Any]:
 def emulator() -> str | None:
     """What emulates this processor, None if nothing is known to.
 
-    qemu-user shows itself as the process's name in /proc/self/status, which it passes through from the host; and unless
-    something hides it, the host's /proc/cpuinfo names a processor of another kind. A whole emulated machine is "virt".
+    qemu-user shows itself as the process's name in /proc/self/status, which it passes through from the host, unless the
+    host's kernel has started it (binfmt_misc); then the host's own files still name a processor of another kind. So
+    does what Rosetta shows of itself. A whole emulated machine is "virt".
     """
     name = _read("/proc/self/status").split("\n", 1)[0].removeprefix("Name:").strip()
     if name.startswith("qemu-"):
         return name
-    if platform.machine().startswith(("aarch64", "arm")) and "vendor_id" in _read("/proc/cpuinfo"):
+    cpuinfo, machine = _read("/proc/cpuinfo"), platform.machine()
+    if "VirtualApple" in cpuinfo:
+        return "Rosetta"
+    if machine.startswith(("aarch64", "arm")) and "vendor_id" in cpuinfo:
         return "an x86 machine"
+    # "cpu:type:x86,ven0000..." or "cpu:type:aarch64:feature..."
+    kind = re.match(r"cpu:type:(\w+)", _read("/sys/devices/system/cpu/modalias"))
+    if kind and (kind[1] == "x86") != ("86" in machine):
+        return f"an {kind[1]} machine"
     maker = _read("/sys/class/dmi/id/sys_vendor") + _read("/proc/device-tree/compatible")
     return "QEMU" if "QEMU" in maker or "linux,dummy-virt" in maker else None
 

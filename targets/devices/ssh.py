@@ -13,6 +13,7 @@ import shlex
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from targets import Target
+from targets import Target, executorch_program
+from targets.devices.board_setup import OLDEST_PYTHON
 from targets.devices.connection import ANSWER_S, Connection
 from targets.devices.job import (
     RESULT,
@@ -35,13 +37,15 @@ from targets.devices.job import (
 
 SILENCE_S = 60.0
 """a runner that has shown no sign of life for that long, of one every other second, has hung"""
+STALLED_S = 300.0
+"""likewise one that shows life and gets no further, beside the time that it measures for: the slowest step is to
+compile ExecuTorch's functions, or to warm up"""
 LEAVE_S = 8.0
 """for clearing up: somebody who has pressed Ctrl-C does not wait longer"""
 SLOWEST_BYTES_PER_S = 100_000
 """what is slower than that is no network"""
 FULL_BYTES = 1_000_000
 """a disk with less than that is why a copy has failed"""
-OLDEST_PYTHON = (3, 11)
 UNNAMED = "this machine"
 """what measure.describe calls a machine without a device tree"""
 
@@ -65,10 +69,10 @@ REQUIREMENTS: dict[str, dict[str, list[str]]] = {
     "executorch": {"requirements-board.txt": [], "requirements-board-executorch.txt": ["--no-deps"]},
 }
 """format -> the files to install, each with options of pip"""
+_BY_HAND = "rm -rf ~/.dap/env* && python3 -m venv ~/.dap/env && ~/.dap/env/bin/pip install numpy pillow ai-edge-litert"
 BY_HAND = {
-    "tflite": "~/.dap/env/bin/pip install numpy ai-edge-litert",
-    "executorch": "~/.dap/env/bin/pip install numpy ai-edge-litert && "
-    "~/.dap/env/bin/pip install --no-deps executorch==1.5.1",
+    "tflite": _BY_HAND,
+    "executorch": f"{_BY_HAND} && ~/.dap/env/bin/pip install --no-deps executorch=={executorch_program.RELEASE}",
 }
 
 
@@ -83,17 +87,17 @@ class Ssh:
         """formats that each interpreter there has the packages for"""
 
     @staticmethod
-    def connect(device: str, target: Target, say: Callable[[str], None]) -> "Ssh":
-        """Connect, look at the board, and give it what runs the target's first format if it has nothing that does.
+    def connect(device: str, target: Target, say: Callable[[str], None], format: str | None = None) -> "Ssh":
+        """Connect, look at the board, and give it what runs a format if it has nothing that does.
 
-        device: [user@]host[:port], or a name from ssh's configuration
+        device: [user@]host[:port], or a name from ssh's configuration;  format: None: the target's first one
         Raises ValueError for what is no address, DeviceError saying what is wrong and what to do.
         """
         board = Ssh(Connection(device), say)
         try:
             board._connection.open()
             board._look(target)
-            python = board._python_for(target.formats[0])
+            python = board._python_for(format or target.formats[0])
             with board._pushed([]) as there:
                 found = board._connection.answer(f"cd {there} && {python} -m targets.devices.board")
             # what has no name of its own is called what the user calls it; "this machine" is another one
@@ -110,7 +114,8 @@ class Ssh:
         with tempfile.TemporaryDirectory() as name:
             local = Path(name)
             with self._pushed([write_job(job, local), *(folder / file for file in job.sha256)]) as there:
-                self._follow(f"cd {there} && {python} -m targets.devices.board . {shlex.quote(_who())}", progress)
+                command = f"cd {there} && {python} -m targets.devices.board . {shlex.quote(_who())}"
+                self._follow(command, progress, STALLED_S + (job.protocol.longest_s if job.protocol else 0))
                 (path,) = shlex.split(there)
                 self._connection.fetch(f"{path}/{RESULT}", local, ANSWER_S)
             result = read_result(local / RESULT, job)
@@ -118,7 +123,7 @@ class Ssh:
 
     def _look(self, target: Target) -> None:
         """Whether it can do jobs for the target at all. Raises DeviceError."""
-        found = self._setup("probe")
+        found = self._setup("probe", executorch=executorch_program.RELEASE)
         if found["bits"] != 64:
             raise DeviceError(
                 f"{self.name} has a 32-bit system ({found['machine']}): install the 64-bit Raspberry Pi OS on it"
@@ -147,13 +152,16 @@ class Ssh:
             steps = [
                 [(HERE / name).read_text(encoding="utf-8"), options] for name, options in REQUIREMENTS[format].items()
             ]
-            found = self._setup("install", silence_s=SILENCE_S, steps=steps, who=_who())
-            self._pythons |= found.get("pythons", {})
+            release = executorch_program.RELEASE
+            found = self._setup(
+                "install", silence_s=SILENCE_S, steps=steps, who=_who(), format=format, executorch=release
+            )
+            self._pythons = found.get("pythons", self._pythons)
             python = self._capable(format)
             if not python:
                 raise FormatUnavailable(
                     f"{self.name}: what runs {format} could not be installed ({found.get('error', 'it does not load')})"
-                    f". By hand, there: python3 -m venv ~/.dap/env && {BY_HAND[format]}"
+                    f". By hand, there: {BY_HAND[format]}"
                 )
         return shlex.quote(python)
 
@@ -200,14 +208,21 @@ class Ssh:
             "make room there and repeat the command"
         )
 
-    def _follow(self, command: str, progress: Progress) -> None:
-        """Run the runner there to its end. Raises DeviceError if it has nothing to show for it."""
+    def _follow(self, command: str, progress: Progress, stalled_s: float) -> None:
+        """Run the runner there to its end. Raises DeviceError if it has nothing to show for it, or gets no further."""
+        moved_at = time.monotonic()
         for line in self._connection.lines(command, silence_s=SILENCE_S):
             if "progress" in line:
                 what, done, total = line["progress"]
                 progress(what, done, total)
+                moved_at = time.monotonic()
             elif "error" in line:
                 raise (FormatUnavailable if line["runtime"] else DeviceError)(f"{self.name}: {line['error']}")
+            elif time.monotonic() - moved_at > stalled_s:
+                raise DeviceError(
+                    f"{self.name} is alive, but its runner gets no further for {stalled_s:g} s: the runtime hangs, or "
+                    "the board is far too slow for this model; repeat the command"
+                )
 
     def _setup(self, command: str, silence_s: float = ANSWER_S, **arguments: Any) -> dict[str, Any]:
         """What board_setup.py answers there. Raises DeviceError, also if another deployment has the board."""
