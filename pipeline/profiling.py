@@ -102,11 +102,12 @@ def profile(
     dense = dense_of(model, 1)
     shape, view = shape_of(dense), View.of(dense)
     try:
-        connected = connect(target, device, say)
+        connected = connect(target, device, say, format)
         if connected is None:
             hint = "name it with DEVICE=" if target.driver else "no driver reaches one yet"
             raise EnvironmentLacks(f"a profile is measured on a device of TARGET={target.name}: {hint}")
-        _check_device(target, connected.description)  # before minutes are spent
+        if why := target.why_untimed(connected.description):  # before minutes are spent
+            raise DeviceError(why)
         with tempfile.TemporaryDirectory() as folder:
             timing = _Timing(model, view, target, format, precision, connected, protocol, say, progress, Path(folder))
             kinds = timing.kinds(shape)
@@ -283,7 +284,10 @@ class _Timing:
         """Raises DeviceError unless the times are a device's of this target."""
         if result.refused:
             raise DeviceError(f"the device refuses {result.file}: {result.refused}")
-        _check_device(self.target, result.device)
+        if why := self.target.why_untimed(result.device):
+            raise DeviceError(why)
+        if result.unmeasured:
+            raise DeviceError("; ".join(f"{what}: {why}" for what, why in result.unmeasured.items()))
         fewest = min(latency.samples for latency in result.latency.values())
         if fewest < FEW_SAMPLES:
             raise DeviceError(f"the device is too slow: {fewest} samples, {FEW_SAMPLES} needed")
@@ -292,14 +296,6 @@ class _Timing:
             doubts.add(f"the board was held back (flags {flags:#x}: too little power, or too hot)")
         for doubt in sorted(doubts):
             self.say(f"  doubtful: {doubt}. A profile that is measured anew may be better")
-
-
-def _check_device(target: Target, device: Mapping[str, Any]) -> None:
-    """Raises DeviceError unless its time is that of a device of the target."""
-    if device.get("emulated"):
-        raise DeviceError(f"{device['emulated']} emulates this device: its time says nothing of a real one")
-    if why := target.why_untimed(dict(device)):
-        raise DeviceError(why)
 
 
 def dense_of(model: str, depth: int | None = None) -> VisionTransformer:

@@ -82,7 +82,7 @@ def fake(monkeypatch: pytest.MonkeyPatch):
         )
 
     def profile(device: Any, target: str = "host", model: str = TINY, **options: Any):
-        monkeypatch.setattr(profiling, "connect", lambda target, name, say: device)
+        monkeypatch.setattr(profiling, "connect", lambda target, name, say, format: device)
         said: list[str] = []
         found = profiling.profile(
             TARGETS[target], model, say=said.append, progress=lambda *_: None, protocol=SHORT, **options
@@ -134,6 +134,7 @@ PI5 = {**synthetic().device, "device": "Raspberry Pi 5 Model B Rev 1.0"}
     [
         ({"device": {**PI5, "emulated": "qemu-aarch64"}}, "qemu-aarch64 emulates this device"),
         ({"refused": "too large", "latency": {}}, "the device refuses attn_last-0.tflite: too large"),
+        ({"unmeasured": {"attn_last-3.tflite": "too large"}}, "attn_last-3.tflite: too large"),
         ({"device": {**PI5, "device": "Raspberry Pi 4 Model B"}}, "is not a Raspberry Pi 5"),
     ],
 )
@@ -412,7 +413,7 @@ def timed_run(image_folder, tmp_path_factory) -> Path:
 def test_a_whole_run_under_a_budget_of_milliseconds(timed_run):
     report = read_json(timed_run / "report.json")
     assert report["latency_ms_target"] == 0.5
-    assert 0.485 < report["latency_ms_predicted"] <= 0.5
+    assert 0.485 < report["latency_ms_predicted"] <= 0.5 * (1 + 1e-4)  # a table holds whole nanoseconds
     assert report["sparsity_target"] is None
     assert report["latency_profile"] == {"target": "host", "format": "tflite", "precision": "int8-dynamic"}
     assert dict(asked_latency(report))["latency asked"] == "0.500 ms"
