@@ -60,8 +60,8 @@ class Watch:
                     for pixels in frames:
                         self._show(pixels)
                         if not self._watched():
+                            self._become(b"", {})  # the next one who looks is not to see an old picture
                             break
-                self._become(b"", {})  # the next one who looks is not to see an old picture
             except Exception as error:  # cameras, runtimes and the system fail in any way, and the page has to say it
                 failed = str(error) or type(error).__name__
                 print(f"error: {failed}", file=sys.stderr)
