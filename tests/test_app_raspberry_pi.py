@@ -897,7 +897,7 @@ def test_the_page_tells_a_camera_that_failed_from_a_board_that_is_gone(bundle, r
             page.wait(f"({says}).includes('does not answer')")
             camera.write_bytes(b"none")
             again("--host", "127.0.0.1")
-            page.wait(f"({says}).includes('There is no picture, it is tried again: the camera')")
+            page.wait(f"({says}).includes('No new picture, trying again: the camera')")
             shutil.copy(recording, camera)
             page.wait(f"!({says})")
             again("--host", "0.0.0.0")
