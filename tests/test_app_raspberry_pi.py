@@ -330,9 +330,11 @@ def test_nobody_else_is_let_in(bundle, image_folder):
 
 def test_requests_that_make_no_sense_and_clients_that_go_are_no_errors(bundle, image_folder):
     with Page(bundle, "--camera", str(image_folder / "val" / "across")) as page:
-        assert page.get("http://[/state")[0] == 400
         assert page.get("/state?after=%C2%B2")[0] == page.get(f"/state?after={5000 * '9'}")[0] == 400
         port = int(page.url.rstrip("/").rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 400")
         for _ in range(3):  # gone in the middle of a picture
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not an end
@@ -614,12 +616,29 @@ def test_the_camera_rests_unwatched_and_the_next_look_gets_no_old_picture(app, w
     assert camera.opened == opened + 1
 
 
+def test_a_client_that_has_gone_watches_no_more_even_without_pictures(app, watch, monkeypatch):
+    monkeypatch.setattr(app.web, "UNWATCHED_S", 3.0)  # more than one look takes
+    camera = Camera(*[OSError("no camera")] * 1000)
+    with app.web.Server(("127.0.0.1", 0), watch(camera), None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with socket.create_connection(server.server_address, timeout=20) as client:
+            client.sendall(b"GET /picture HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200 OK" in client.recv(1000)
+            time.sleep(1)
+        time.sleep(6)
+        opened = camera.opened
+        assert opened > 1
+        time.sleep(1)
+        assert camera.opened == opened
+        server.shutdown()
+
+
 def test_what_the_system_tells_is_asked_once_a_second_outside_the_lock(app, watch, monkeypatch):
     asked, held, made = [], [], []
 
     def conditions():
         asked.append(time.monotonic())
-        held.append(made and made[0]._changed._is_owned())
+        held.append(bool(made) and made[0]._changed._is_owned())
         return {"temperature_c": 50.0}
 
     monkeypatch.setattr(app.web, "conditions", conditions)

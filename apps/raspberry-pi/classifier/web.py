@@ -8,6 +8,7 @@ import json
 import math
 import re
 import secrets
+import select
 import socket
 import sys
 import threading
@@ -235,7 +236,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         seen = 0
-        while True:  # until the client goes
+        # a browser says nothing more; its end is what can be read, and without pictures nothing else tells of it
+        while not select.select([self.connection], [], [], 0)[0]:
             number, jpeg, _ = self.server.watch.look(seen)
             if number > seen and jpeg:
                 self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg + b"\r\n")
