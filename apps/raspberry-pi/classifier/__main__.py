@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from classifier import camera, check, model, pictures, web
 
 DESCRIPTION = "Classify pictures with the model in model/. Nothing leaves this device."
-EXIT_CODES = "Exit codes: 0 done, 1 some pictures could not be read or the check failed, 2 wrong use or damaged files."
+EXIT_CODES = """Exit codes: 0 done (serve: ended by SIGTERM), 1 some pictures could not be read or the check failed,
+2 wrong use or damaged files, 130 interrupted, 141 nobody reads the output, 143 ended by SIGTERM."""
 
 
 def main() -> int:
@@ -24,7 +27,11 @@ def main() -> int:
     parser.add_argument(
         "--model", type=Path, default=Path(__file__).parents[1] / "model", help="folder with the manifest"
     )
-    parser.add_argument("--runtime", choices=sorted(model.RUNTIMES), help="instead of the first that is installed")
+    parser.add_argument(
+        "--runtime",
+        choices=sorted(model.RUNTIMES),
+        help="instead of the first that is installed; tflite-runtime is not of install.sh's making",
+    )
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="check: 10 seconds of latency instead of 60")
     parser.add_argument(
@@ -35,14 +42,22 @@ def main() -> int:
     given = parser.parse_args()
     if given.top < 1 or given.threads < 1:
         parser.error("--top and --threads must be at least 1")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops a service with it
+    if not 0 <= given.port < 2**16:
+        parser.error("--port must be from 0 (any that is free) to 65535")
+    ended = 0 if given.what == ["serve"] else 128 + signal.SIGTERM  # systemd stops a service with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ended))
     try:
-        return _run(given)
+        code = _run(given)
+        sys.stdout.flush()
+        return code
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -50,26 +65,27 @@ def _run(given: argparse.Namespace) -> int:
     if classifier.warning:
         print(f"warning: {classifier.warning}", file=sys.stderr)
     if given.what == ["serve"]:
-        web.serve(classifier, camera.frames(given.camera), given.host, given.port)
+        web.serve(classifier, partial(camera.frames, given.camera), given.host, given.port)
         return 0
     if given.what == ["check"]:
         found = check.check(classifier, quick=given.quick)
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
         return 1 if classifier.warning else 0
     if given.what == ["about"]:
-        print(json.dumps(web.about(classifier), indent=2))
+        print(json.dumps(web.about(classifier), indent=2, allow_nan=False))
         return 0
     failed = False
     for path in _pictures(given.what):
         try:
-            answer = classifier(pictures.read(path, str(path)), given.top)
+            answer = classifier(pictures.read(path), given.top)
         except ValueError as error:
             failed = True
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {path}: {error}", file=sys.stderr)
             continue
         if given.json:
             top = [{"label": label, "probability": share} for label, share in answer.top]
-            print(json.dumps({"file": str(path), "top": top, "milliseconds": answer.milliseconds}), flush=True)
+            line = {"file": str(path), "top": top, "milliseconds": answer.milliseconds}
+            print(json.dumps(line, allow_nan=False), flush=True)
         else:
             print(path)
             for label, share in answer.top:

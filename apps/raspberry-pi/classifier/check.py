@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from classifier.model import Classifier
 from targets.devices.measure import describe, memory_mb, time
 from targets.latency import FULL, QUICK, conditions, invalid
@@ -14,7 +16,9 @@ def check(classifier: Classifier, *, quick: bool) -> dict[str, Any]:
     """
     device = describe()
     before = conditions()
-    latency = time({"": classifier.program}, classifier.golden[0], QUICK if quick else FULL)[""]
+    size = classifier.manifest.input
+    image = classifier.golden[0] if classifier.golden else np.zeros((1, size.height, size.width, 3), np.uint8)
+    latency = time({"": classifier.program}, image, QUICK if quick else FULL)[""]
     if device["emulated"]:
         latency = invalid(latency, f"{device['emulated']} emulates this processor")
     return {
@@ -25,7 +29,7 @@ def check(classifier: Classifier, *, quick: bool) -> dict[str, Any]:
         "golden_error": classifier.golden_error,
         "warning": classifier.warning,
         "latency_ms": latency.to_json(),
-        "peak_mb": memory_mb(classifier.load, classifier.path, classifier.threads, classifier.golden[0]),
+        "peak_mb": memory_mb(classifier.load, classifier.path, classifier.threads, image),
         "before": before,
         "after": conditions(),
     }

@@ -19,7 +19,10 @@ RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Program]]] = {
     "tflite-runtime": ("tflite", partial(tflite_program.load, package="tflite-runtime")),
     "executorch": ("executorch", executorch_program.load),
 }
-"""name, which is its package's too -> format of its files (as the manifest has it), loader"""
+"""name, which is its package's too -> format of its files (as the manifest has it), loader
+
+tflite-runtime needs numpy < 2, which install.sh does not install: it is for a system that has both of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,22 @@ class Classifier:
     program: Program
     golden: list[np.ndarray]
     """RGB (1, H, W, 3) uint8"""
-    golden_error: float
-    """largest difference from the golden logits"""
+    golden_error: float | None
+    """largest difference from the golden logits; None without such, or if they are no numbers here"""
     warning: str | None
     """why the model is not to be trusted here; None if it computes what it should"""
 
     def __call__(self, pixels: np.ndarray, count: int = 5) -> Answer:
-        """The `count` likeliest labels of an RGB picture (H, W, 3) uint8 of any size."""
+        """The `count` likeliest labels of an RGB picture (H, W, 3) uint8 of any size.
+
+        Raises ValueError if the model computes no finite numbers.
+        """
         image = self.program.prepare(pictures.fit(pixels, self.manifest.input)[None])
         start = time.perf_counter()
         logits = self.program.run(image)[0].astype(np.float64)
         taken_ms = 1000 * (time.perf_counter() - start)
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{self.file} computes no finite numbers; see what `classify check` says")
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-shares)[:count]
@@ -82,9 +90,9 @@ def load(folder: Path, runtime: str | None = None, threads: int = 4) -> Classifi
             tried.append(f"{name}: {error}")
             continue
         golden = [np.asarray(Image.open(folder / picture.file).convert("RGB"))[None] for picture in described.golden]
-        error, warning = _check(described, entry.file, program, golden)
+        off, warning = _check(described, entry.file, program, golden)
         path = folder / entry.file
-        return Classifier(described, entry.file, path, loader, threads, program, golden, error, warning)
+        return Classifier(described, entry.file, path, loader, threads, program, golden, off, warning)
     raise ValueError("no runtime can run this model here. " + "; ".join(tried))
 
 
@@ -101,14 +109,14 @@ def installed() -> dict[str, str]:
 
 def _check(
     described: manifest.Manifest, file: str, program: Program, golden: list[np.ndarray]
-) -> tuple[float, str | None]:
+) -> tuple[float | None, str | None]:
     """Largest difference from the golden logits, and a warning if that is too much."""
     expected = np.array([picture.artifacts[file] for picture in described.golden if file in picture.artifacts])
     if not golden or len(expected) != len(golden):
-        return float("nan"), "the manifest has no golden pictures for this file: nobody knows whether it computes well"
+        return None, "the manifest has no golden pictures for this file: nobody knows whether it computes well"
     found = np.stack([program(image)[0] for image in golden])
     if found.shape != expected.shape or not np.isfinite(found).all():
-        return float("inf"), f"the model gives {found.shape} numbers instead of {expected.shape}, all finite"
+        return None, f"the model gives {found.shape} numbers instead of {expected.shape}, all finite"
     error = float(np.abs(found - expected).max())
     limit = (described.golden_share or {}).get(file, 0.0) * float(np.abs(expected).max())
     if error > limit:

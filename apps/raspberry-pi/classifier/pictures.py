@@ -2,36 +2,63 @@
 
 import io
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from targets.manifest import InputSpec
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+AVIF = "avif" in features.get_supported_modules()
+"""a system's own Pillow may be too old for it"""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", *([".avif"] if AVIF else []))
 LARGEST_RESIZED = 100_000_000
 """pixels of a resized strip above which only the part that is kept is made"""
+# Above twice as many pixels Pillow refuses a file. Phones take photos that it warns of.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: np.rot90(pixels),
+}
 
 
-def read(source: Path | bytes, where: str) -> np.ndarray:
-    """RGB (H, W, 3) uint8 of an image file, turned as its EXIF says. Raises ValueError that names it."""
+def read(path: Path) -> np.ndarray:
+    """RGB (H, W, 3) uint8 of an image file, turned as its EXIF says. Raises ValueError that says why it cannot be.
+
+    To the bit what the pipeline reads (pipeline/images.py).
+    """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):  # 16 bits: the upper 8, where Pillow would cut off all above 255
-                values = np.asarray(upright)
-                if upright.mode == "F" or values.min() < 0 or values.max() >= 2**16:
-                    raise ValueError("it holds 32-bit values of an unknown range")
-                return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-            return np.asarray(upright.convert("RGB"))
+            turn = _UPRIGHT.get(_orientation(image), np.asarray)
+            if not image.mode.startswith(("I", "F")):
+                return np.ascontiguousarray(turn(np.asarray(image.convert("RGB"))))
+            values = np.asarray(image)  # 16 bits: the upper 8, where Pillow would cut off all above 255
+            if image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
+                raise ValueError("it holds 32-bit values of an unknown range")
+            return turn(np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1))
     except FileNotFoundError as error:
-        raise ValueError(f"{where}: there is no such file") from error
+        raise ValueError("there is no such file") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{where} is no image that can be read here") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} cannot be read as an image: {error}") from error
+        raise ValueError("this is no image that can be read here") from error
+    except Exception as error:  # hostile bytes make decoders fail in any way
+        raise ValueError(f"this cannot be read as an image: {str(error) or type(error).__name__}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF data that is damaged says nothing about the pixels: they are shown as stored
+        return 1
 
 
 def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:

@@ -1,16 +1,20 @@
 """A small page: the live picture, what it shows, how long that takes, how warm the board is. Standard library only."""
 
+import contextlib
+import errno
 import hmac
 import ipaddress
 import json
+import math
+import re
 import secrets
+import select
 import socket
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from http.cookies import SimpleCookie
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,65 +31,82 @@ RECENT = 256
 """inferences that the shown percentiles are of"""
 UNWATCHED_S = 5.0
 """without a look at the page for so long, the camera and the processor rest"""
+AGAIN_S = 5.0
+"""until a camera that failed is tried again"""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Watch:
     """Looks at the camera's pictures, one after the other, while somebody looks at the page."""
 
-    def __init__(self, classifier: Classifier, frames: Iterator[np.ndarray]) -> None:
+    def __init__(self, classifier: Classifier, frames: Callable[[], Generator[np.ndarray, None, None]]) -> None:
         self.classifier, self._frames = classifier, frames
         self._changed = threading.Condition()
         self._number, self._jpeg = 0, b""
-        self._state: dict[str, Any] = {"number": 0}
+        self._state: dict[str, Any] = {}
+        self._looked = -math.inf
+        # of the thread that runs
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._begun: deque[float] = deque(maxlen=32)
-        self._looked = 0.0
-        self.failed: str | None = None
+        self._conditions, self._asked = conditions(), time.monotonic()
 
     def run(self) -> None:
-        """Until the camera fails; to be run in a thread of its own."""
-        try:
-            for pixels in self._frames:
-                while time.monotonic() - self._looked > UNWATCHED_S:
-                    time.sleep(0.1)
-                    self._begun.clear()
-                self._show(pixels)
-        except ValueError as error:
+        """For ever, in a thread of its own: open the camera on a look, close it without; try again what has failed."""
+        while True:
             with self._changed:
-                self.failed = str(error)
-                self._changed.notify_all()
-            print(f"error: {error}", file=sys.stderr)
+                self._changed.wait_for(self._watched)
+            self._begun.clear()
+            try:
+                with contextlib.closing(self._frames()) as frames:
+                    for pixels in frames:
+                        self._show(pixels)
+                        if not self._watched():
+                            self._become(b"", {})  # the next one who looks is not to see an old picture
+                            break
+            except Exception as error:  # cameras, runtimes and the system fail in any way, and the page has to say it
+                failed = str(error) or type(error).__name__
+                print(f"error: {failed}", file=sys.stderr)
+                self._become(b"", {"failed": failed})
+                time.sleep(AGAIN_S)
+
+    def _watched(self) -> bool:
+        return time.monotonic() - self._looked < UNWATCHED_S
 
     def _show(self, pixels: np.ndarray) -> None:
         answer = self.classifier(pixels)
-        jpeg, self._number = pictures.preview(pixels), self._number + 1
+        now = time.monotonic()
         self._recent.append(answer.milliseconds)
-        self._begun.append(time.monotonic())
+        self._begun.append(now)
+        if now - self._asked >= 1:
+            self._conditions, self._asked = conditions(), now
         p50, p90 = (float(value) for value in np.percentile(self._recent, [50, 90]))
         span = self._begun[-1] - self._begun[0]
+        state = {
+            "top": [{"label": label, "probability": share} for label, share in answer.top],
+            "p50_ms": p50,
+            "p90_ms": p90,
+            "inferences": len(self._recent),
+            "pictures_per_s": (len(self._begun) - 1) / span if span else None,
+            **self._conditions,
+        }
+        self._become(pictures.preview(pixels), state)
+
+    def _become(self, jpeg: bytes, state: dict[str, Any]) -> None:
         with self._changed:
-            self._jpeg = jpeg
-            self._state = {
-                "number": self._number,
-                "top": [{"label": label, "probability": share} for label, share in answer.top],
-                "p50_ms": p50,
-                "p90_ms": p90,
-                "inferences": len(self._recent),
-                "pictures_per_s": (len(self._begun) - 1) / span if span else None,
-                **conditions(),
-            }
+            self._number, self._jpeg, self._state = self._number + 1, jpeg, state
             self._changed.notify_all()
 
     def look(self, after: int) -> tuple[int, bytes, dict[str, Any]]:
-        """The first picture after number `after`, waited for: its number, a JPEG, and what is to be said of it.
+        """The first news after number `after`, waited for: its number, a JPEG, and what is to be said of it.
 
-        The number stays `after` if nothing new came in time.
+        The number stays `after` if nothing new came in time. The JPEG is empty if there is no picture: the camera
+        failed, which the state tells, or is being opened.
         """
-        self._looked = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: self._number > after or self.failed, timeout=2.0)
-            state = {**self._state, "failed": self.failed, "warning": self.classifier.warning}
+            self._looked = time.monotonic()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._number > after, timeout=2.0)
+            state = {"number": self._number, "failed": None, "warning": self.classifier.warning, **self._state}
             return self._number, self._jpeg, state
 
 
@@ -110,16 +131,22 @@ def about(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def serve(classifier: Classifier, frames: Iterator[np.ndarray], host: str, port: int) -> None:
+def serve(
+    classifier: Classifier, frames: Callable[[], Generator[np.ndarray, None, None]], host: str, port: int
+) -> None:
     """Serve the page until interrupted. On any address but this machine's own, only with a token that is printed.
 
+    frames: opens the camera
     Raises ValueError if the address cannot be bound.
     """
     watch = Watch(classifier, frames)
     try:
         server = Server((host, port), watch, None if _is_own(host) else secrets.token_urlsafe(16))
-    except OSError as error:
-        raise ValueError(f"{host}:{port} cannot be served ({error.strerror}); try another --port") from error
+    except (OSError, UnicodeError) as error:
+        taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        todo = "try another --port" if taken else "--host is this machine's own address, or 0.0.0.0 for all it has"
+        reason = error.strerror if isinstance(error, OSError) else "this is no name"
+        raise ValueError(f"{host}:{port} cannot be served ({reason}); {todo}") from error
     threading.Thread(target=watch.run, daemon=True).start()
     print(f"open {server.address()}", flush=True)
     try:
@@ -136,6 +163,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], watch: Watch, token: str | None) -> None:
         self.watch, self.token = watch, token
         super().__init__(address, Handler)
+        self.cookie = f"classifier-{self.server_address[1]}"  # browsers share cookies between the ports of a host
 
     def address(self) -> str:
         """What to open in a browser."""
@@ -151,6 +179,11 @@ class Server(ThreadingHTTPServer):
                     host = socket.gethostname()
         return f"http://{host}:{port}/?token={self.token}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes or is too slow is no error of this program."""
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
 
 class Handler(BaseHTTPRequestHandler):
     """One request."""
@@ -158,18 +191,29 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
 
+    timeout = 30.0
+    """seconds that a client may take to ask, or to take what it asked for"""
+
     def do_GET(self) -> None:
         """The page, its state, its picture."""
-        parts = urlsplit(self.path)
-        if not self._allowed(parse_qs(parts.query).get("token", [""])[0]):
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._send(400, b"this is no address\n", "text/plain")
+            return
+        asked = parse_qs(parts.query)
+        if not self._allowed(asked.get("token", [""])[0]):
             self._send(403, b"open the address with the token that was printed at start\n", "text/plain")
         elif parts.path == "/":
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
         elif parts.path == "/about":
             self._json(about(self.server.watch.classifier))
         elif parts.path == "/state":
-            after = parse_qs(parts.query).get("after", ["0"])[0]
-            self._json(self.server.watch.look(int(after) if after.isdigit() else 0)[2])
+            after = asked.get("after", ["0"])[0]
+            if re.fullmatch("[0-9]{1,15}", after):
+                self._json(self.server.watch.look(int(after))[2])
+            else:
+                self._send(400, b"after is the number of a picture\n", "text/plain")
         elif parts.path == "/picture":
             self._stream()
         else:
@@ -179,8 +223,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.token is None:  # a page elsewhere that gives this machine a name of its own is not let in
             name = (self.headers.get("Host") or "").rsplit(":", 1)[0]
             return name in LOCAL
-        kept = SimpleCookie(self.headers.get("Cookie", "")).get("token")
-        return any(hmac.compare_digest(self.server.token, one) for one in (token, kept.value if kept else ""))
+        # not SimpleCookie, which takes none of the cookies if another port's page has set one that it cannot read
+        cookies = [part.strip().partition("=") for part in self.headers.get("Cookie", "").split(";")]
+        found = [token, *(value for name, _, value in cookies if name == self.server.cookie)]
+        return any(hmac.compare_digest(self.server.token.encode(), one.encode()) for one in found)
 
     def _stream(self) -> None:
         """JPEGs one after the other, as every browser shows them in an <img>."""
@@ -190,17 +236,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         seen = 0
-        try:
-            while not self.server.watch.failed:
-                number, jpeg, _ = self.server.watch.look(seen)
-                if number > seen:
-                    self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg + b"\r\n")
-                    seen = number
-        except (BrokenPipeError, ConnectionResetError):
-            return
+        # a browser says nothing more; its end is what can be read, and without pictures nothing else tells of it
+        while not select.select([self.connection], [], [], 0)[0]:
+            number, jpeg, _ = self.server.watch.look(seen)
+            if number > seen and jpeg:
+                self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg + b"\r\n")
+            seen = number
 
     def _json(self, content: Any) -> None:
-        self._send(200, json.dumps(content).encode(), "application/json")
+        self._send(200, json.dumps(content, allow_nan=False).encode(), "application/json")
 
     def _send(self, code: int, content: bytes, kind: str) -> None:
         self.send_response(code)
@@ -211,7 +255,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Security-Policy", "default-src 'self'; style-src 'unsafe-inline'; "
                          "script-src 'unsafe-inline'; frame-ancestors 'none'")  # fmt: skip
         if self.server.token and code == 200:
-            self.send_header("Set-Cookie", f"token={self.server.token}; HttpOnly; SameSite=Strict; Path=/")
+            cookie = f"{self.server.cookie}={self.server.token}"
+            self.send_header("Set-Cookie", f"{cookie}; HttpOnly; SameSite=Strict; Path=/")
         self.end_headers()
         self.wfile.write(content)
 
