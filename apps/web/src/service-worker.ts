@@ -120,7 +120,7 @@ async function hasModel(): Promise<boolean> {
 async function updateModel(): Promise<boolean> {
   const cache = await caches.open(MODEL);
   const before = await cache.match(MANIFEST);
-  const response = await fetch(MANIFEST, { cache: "no-cache" });
+  const response = await fetch(MANIFEST, { cache: "reload" }); // asked for its date, an older one would go unnoticed
   if (!response.ok) throw new Error(`${MANIFEST}: ${response.status}`);
   const text = await response.clone().text();
   const old = before && (await before.text());
@@ -158,7 +158,8 @@ async function shells(): Promise<string[]> {
 }
 
 async function copy(cache: Cache, url: string): Promise<void> {
-  const response = await fetch(url, { cache: "no-cache" });
+  const large = url.startsWith(`${base}litert/`); // and there already, as a rule: the page has just loaded it
+  const response = await fetch(url, { cache: large ? "no-cache" : "reload" });
   if (!response.ok) throw new Error(`${url}: ${response.status}`);
   await cache.put(url, response);
 }
