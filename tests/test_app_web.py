@@ -319,6 +319,14 @@ def test_what_is_missing_of_the_app_is_fetched_again(phone, site):
     assert phone.run("document.body.dataset.offline") == "yes"
 
 
+def test_a_page_of_an_earlier_build_finds_its_files(phone, site):
+    start(phone, site)
+    settled(phone)
+    phone.run("caches.open('app earlier').then((cache) => cache.put('assets/earlier.js', new Response('here')))")
+    assert phone.run("fetch('assets/earlier.js').then((found) => found.text())") == "here"
+    assert phone.run("fetch('assets/never.js').then(({status}) => status)") == 404
+
+
 def test_a_part_of_a_new_model_is_not_kept(phone, site, known):
     kept = "caches.open('model').then((cache) => cache.keys()).then((all) => all.map(({url}) => url).sort())"
     start(phone, site)
@@ -553,6 +561,7 @@ def test_a_graphics_processor_that_fails_gives_way_to_the_processor(phone, site,
     start(phone, site)
     phone.wait("document.body.dataset.gpu == 'yes'")
     assert "GPU" in phone.text("#status")
+    phone.wait("caches.match('litert/litert_wasm_internal.wasm').then(Boolean)")  # for a start without a network
     assert phone.run("localStorage.length") == 0
     phone.run("window.broken = true")
     for golden in known.golden[:2]:
