@@ -44,7 +44,7 @@ let watching: "no" | "starting" | "live" = "no";
 let turn = 0;
 /** the turn that the page's going out of sight began, and its coming back ends */
 let interrupted = -1;
-/** of the check that runs */
+/** ends the check that runs */
 let check: AbortController | null = null;
 /** the graphics processor's, which a check waits for */
 let trial: Promise<unknown> = Promise.resolve();
@@ -67,8 +67,7 @@ async function time(pixels: Pixels): Promise<Timed> {
     return await asked.time(of, pixels);
   } catch (error) {
     if (asked.accelerator !== "webgpu") throw error;
-    recovery ??= leaveGpu(asked, messageOf(error)).finally(() => (recovery = null));
-    if (engine === asked) await recovery;
+    if (engine === asked) await (recovery ??= leaveGpu(asked, messageOf(error)).finally(() => (recovery = null)));
     return engine.time(of, pixels);
   }
 }
@@ -256,6 +255,8 @@ async function runCheck(): Promise<void> {
   at("check-progress").hidden = false;
   at("check-save").hidden = at("check-share").hidden = true;
   at("check-said").textContent = "The check runs";
+  at("check-text").textContent = "Waiting for what is under way";
+  at<HTMLProgressElement>("check-bar").value = 0;
   try {
     const chosen = document.querySelector<HTMLInputElement>("input[name=protocol]:checked")!.value;
     await trial;
@@ -419,7 +420,9 @@ function offerNewModel(): void {
 }
 
 async function failed(error: unknown): Promise<void> {
+  supersede();
   document.body.dataset["state"] = "failed";
+  for (const id of ["live", "choose", "check-run"]) at<HTMLButtonElement>(id).disabled = true;
   at("loading").hidden = true;
   at("empty-text").textContent = "There is no model to look with.";
   const advice = error instanceof ModelError ? "" : " Load the page again; if that does not help, deploy the model again.";

@@ -56,11 +56,11 @@ async function run(engine: Engine, folder: string, protocolName: string, stop: A
   progress(0, "Golden pictures");
   const wasHidden = watchHidden();
   const [pictures, golden] = await engine.checkGoldens();
-  stop.throwIfAborted();
   at("check-results").replaceChildren(showGolden(manifest, golden, folder));
   const before = await conditions();
   progress(0.05, "Letting the device rest");
   const roles = [...engine.roles];
+  stop.throwIfAborted();
   const times: Partial<Record<Role, LatencyResult>> = await engine.measure(
     roles,
     pictures[0] ?? engine.grey(),
