@@ -1,15 +1,16 @@
 """The built web app on an address of this machine, as any static web server would serve it, and nothing else."""
 
+import re
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from targets.devices import browser_server
+from targets.devices.browser_server import HttpServer
+
 HEADERS = {
-    # these two let the page have threads and a finer clock, where the connection is secure (or this machine's own)
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "X-Content-Type-Options": "nosniff",
+    **browser_server.HEADERS,
     "Cache-Control": "no-cache",  # ask whether it is still the same: a deployment replaces files under their names
 }
 
@@ -18,14 +19,17 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     extensions_map = {  # noqa: RUF012 (the base class's own; this machine's table of types is not to be relied on)
         **SimpleHTTPRequestHandler.extensions_map,
-        ".js": "text/javascript",
-        ".wasm": "application/wasm",
-        ".webmanifest": "application/manifest+json",
+        **browser_server.MIME,
         ".tflite": "application/octet-stream",
     }
 
+    def __init__(self, *arguments: Any, policy: str, **options: Any) -> None:
+        self._policy = policy
+        super().__init__(*arguments, **options)
+
     def end_headers(self) -> None:
-        for name, value in HEADERS.items():
+        # the page has its policy in itself; its workers are bound by this alone
+        for name, value in {**HEADERS, "Content-Security-Policy": self._policy}.items():
             self.send_header(name, value)
         super().end_headers()
 
@@ -37,12 +41,14 @@ class _Handler(SimpleHTTPRequestHandler):
         """Requests are no news."""
 
 
-def server(folder: Path, host: str, port: int) -> ThreadingHTTPServer:
+def server(folder: Path, host: str, port: int) -> HttpServer:
     """A server of the files in `folder`, bound and not yet serving. Port 0: any that is free.
 
     Raises ValueError if the address cannot be bound.
     """
+    found = re.search(r'"Content-Security-Policy"\s+content="([^"]+)"', (folder / "index.html").read_text())
+    assert found, "the built page says what it may load"
     try:
-        return ThreadingHTTPServer((host, port), partial(_Handler, directory=str(folder)))
+        return HttpServer((host, port), partial(_Handler, directory=str(folder), policy=found.group(1)))
     except OSError as error:
         raise ValueError(f"{host}:{port} cannot be served ({error.strerror or error}); try another PORT") from error

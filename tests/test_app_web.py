@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
@@ -27,7 +30,7 @@ from pipeline import app_server, apps, augment
 from pipeline.data import View
 from pipeline.images import of_array, open_picture
 from targets import manifest
-from targets.devices import browser
+from targets.devices import browser, browser_server
 from targets.formats import FORMATS
 
 PROGRAM = browser._find_chromium()
@@ -54,6 +57,7 @@ def web(finished, tmp_path_factory) -> Path:
     (web / "node_modules").symlink_to(browser.WEB / "node_modules")
     assert apps.install(finished[0] / "artifacts" / "host", "web", folder)
     subprocess.run(["npm", "run", "build"], cwd=web, check=True, capture_output=True)
+    (web / "dist" / ".built").touch()  # as browser.build does, which would exchange node_modules
     apps.publish(web)
     return web
 
@@ -138,13 +142,19 @@ def start(page: Page, site: Site) -> None:
 
 def settled(page: Page) -> None:
     """All that happens by itself after the start has happened."""
-    page.wait("document.body.dataset.offline && /faster|slower/.test(document.getElementById('bought').innerText)")
+    page.wait("""document.body.dataset.offline
+        && /faster|slower|not measurable/.test(document.getElementById('bought').textContent)""")
 
 
 def answer(page: Page) -> str:
     """The class in front, once there is one for the picture on show."""
     page.wait("!document.getElementById('top').hidden && document.getElementById('busy').hidden")
     return page.text("#top li:first-child .name")
+
+
+def figures(page: Page) -> str:
+    """What stands below the answer, once it does."""
+    return page.wait("!document.getElementById('figures').hidden && document.getElementById('figures').innerText")
 
 
 def notices(page: Page) -> str:
@@ -154,6 +164,32 @@ def notices(page: Page) -> str:
 def save(path: Path, pixels: np.ndarray, **options) -> Path:
     Image.fromarray(pixels).save(path, **options)
     return path
+
+
+def before_the_page(page: Page, script: str) -> None:
+    """Run a script in every page that is opened from now on, before its own."""
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
+
+def show_or_hide(page: Page, hidden: bool) -> None:
+    """The page goes out of sight, or comes back."""
+    page.run(f"""Object.defineProperty(document, 'hidden', {{value: {json.dumps(hidden)}, configurable: true}});
+        document.dispatchEvent(new Event('visibilitychange')); null""")
+
+
+WORKERS = """
+    window.Worker = class extends Worker {
+        constructor(...given) {
+            super(...given);
+            this.addEventListener('message', ({data}) => window.hear?.(data, this));
+        }
+        postMessage(message, transfer) {
+            window.tell?.(message.call, this);
+            if (window.hold !== message.call.do) super.postMessage(message, transfer);
+            else window.release = () => super.postMessage(message, transfer);
+        }
+    };"""
+"""What is said to workers can be held back and changed, what they say too."""
 
 
 def stripes(height: int, width: int) -> np.ndarray:
@@ -228,6 +264,81 @@ def test_a_new_model_is_taken_at_the_next_start(phone, site):
         assert ("A new model" in phone.text("#notices")) is not expected
 
 
+def refuse(site: Site, known: manifest.Manifest) -> None:
+    """Deploy something that is no model, with the right checksum."""
+    file = "model/" + next(e.file for e in known.files if e.role == "pruned" and e.format == "tflite")
+    site.change(file, lambda old: b"no model" * 100)
+    entries = json.loads((site.folder / "model" / "manifest.json").read_text())["files"]
+    digest = manifest.sha256_of(site.folder / file)
+    site.describe(files=[{**entry, "sha256": digest} for entry in entries if entry["role"] == "pruned"])
+
+
+def again(page: Page) -> None:
+    page.run("window.before = true")
+    page.reload()
+    page.wait("!window.before && (document.body.dataset.offline || document.body.dataset.asked)")
+
+
+@pytest.mark.parametrize("damage", ["refused", "version"])
+def test_a_kept_model_that_fails_is_replaced_once_there_is_another(phone, site, web, known, damage):
+    start(phone, site)
+    settled(phone)
+    if damage == "refused":
+        refuse(site, known)
+    else:
+        site.describe(manifest_version=99)
+    for _ in range(2):
+        again(phone)
+    assert "cannot be used" in notices(phone)
+    shutil.rmtree(site.folder / "model")
+    shutil.copytree(web / "dist" / "model", site.folder / "model")
+    again(phone)
+    assert "A new model is here" in notices(phone)
+    phone.click("[data-kind=update] button")
+    phone.wait("document.body?.dataset.state == 'ready'")
+
+
+def test_what_is_missing_of_the_app_is_fetched_again(phone, site):
+    start(phone, site)
+    settled(phone)
+    missing = phone.run("""(async () => {
+        const names = await caches.keys();
+        const cache = await caches.open(names.find((name) => name.startsWith('app ')));
+        const {url} = (await cache.keys()).find(({url}) => url.endsWith('.css'));
+        await cache.delete(url);
+        return url;
+    })()""")
+    (file,) = (site.folder / "assets").glob(f"*{missing.split('/')[-1]}")
+    content = file.read_bytes()
+    file.unlink()
+    again(phone)
+    assert phone.run("document.body.dataset.offline") == "no"
+    assert "404" in phone.run("document.getElementById('card').textContent")
+    file.write_bytes(content)
+    again(phone)
+    assert phone.run("document.body.dataset.offline") == "yes"
+
+
+def test_a_page_of_an_earlier_build_finds_its_files(phone, site):
+    start(phone, site)
+    settled(phone)
+    phone.run("caches.open('app earlier').then((cache) => cache.put('assets/earlier.js', new Response('here')))")
+    assert phone.run("fetch('assets/earlier.js').then((found) => found.text())") == "here"
+    assert phone.run("fetch('assets/never.js').then(({status}) => status)") == 404
+
+
+def test_a_part_of_a_new_model_is_not_kept(phone, site, known):
+    kept = "caches.open('model').then((cache) => cache.keys()).then((all) => all.map(({url}) => url).sort())"
+    start(phone, site)
+    settled(phone)
+    before = phone.run(kept)
+    golden = json.loads((site.folder / "model" / "manifest.json").read_text())["golden"]
+    (site.folder / "model" / golden[0]["file"]).rename(site.folder / "model" / "other.png")
+    site.describe(golden=[{**golden[0], "file": "other.png"}, {**golden[1], "file": "none.png"}])
+    again(phone)
+    assert phone.run(kept) == before
+
+
 def test_the_camera_is_followed(phone, site, known):
     start(phone, site)
     phone.click("#live")
@@ -251,6 +362,110 @@ def test_a_denied_camera_is_explained(chromium, site):
     assert page.run("document.body.dataset.source") == "none"
     assert page.console == []
     page.close()
+
+
+PROMPT = """
+    window.asked = 0;
+    window.streams = [];
+    window.locks = 0;
+    const media = navigator.mediaDevices;
+    const real = media.getUserMedia.bind(media);
+    media.getUserMedia = async (wanted) => {
+        asked++;
+        await new Promise((resolve, reject) => {
+            window.allow = resolve;
+            window.deny = () => reject(new DOMException('no', 'NotAllowedError'));
+        });
+        const stream = await real(wanted);
+        streams.push(stream);
+        return stream;
+    };
+    navigator.wakeLock.request = async () => (locks++, {release: async () => locks--});
+    window.on = () => streams.flatMap((each) => each.getTracks()).filter((each) => each.readyState == 'live').length;"""
+"""A camera that the user is asked for: allow() and deny() are the answers."""
+
+
+@pytest.fixture
+def asked(phone, site) -> Page:
+    before_the_page(phone, PROMPT)
+    start(phone, site)
+    return phone
+
+
+def off(page: Page) -> bool:
+    """Camera and screen lock have gone, and stay so."""
+    page.wait("streams.length > 0 && on() == 0 && locks == 0")
+    return page.run("""new Promise((done) => setTimeout(done, 200)).then(() => on() == 0 && locks == 0
+        && document.body.dataset.source != 'camera' && document.getElementById('flip').hidden)""")
+
+
+def test_a_photo_takes_the_place_of_a_camera_that_is_still_asked_for(asked, web, known):
+    for answered in ("allow", "deny"):
+        asked.click("#live")
+        asked.choose(web / "public" / "model" / known.golden[0].file)
+        figures(asked)
+        asked.run(f"{answered}()")
+        assert off(asked)
+        assert asked.run("document.body.dataset.source") == "photo"
+        assert answer(asked) == known.labels[int(np.argmax(known.golden[0].model))]
+        assert asked.text("#notices") == ""
+
+
+def test_a_camera_that_is_asked_for_can_be_stopped(asked):
+    for stop in ("document.getElementById('live').click()", "location.hash = '#model'"):
+        asked.run("location.hash = ''; window.streams = []")
+        asked.click("#live")
+        assert asked.text("#live") == "Stop"
+        asked.run(stop)
+        asked.wait("document.getElementById('live').textContent.includes('Camera')")
+        asked.run("allow()")
+        assert off(asked)
+    asked.run("location.hash = ''; window.streams = []")
+    asked.click("#live")
+    asked.run("allow()")
+    asked.wait("document.body.dataset.source == 'camera'")
+    assert asked.run("[on(), locks]") == [1, 1]
+    asked.click("#live")
+    assert off(asked)
+    assert asked.text("#notices") == ""
+
+
+def test_a_page_out_of_sight_has_no_camera(asked, web, known):
+    asked.click("#live")
+    show_or_hide(asked, True)
+    asked.run("allow()")
+    assert off(asked)
+    show_or_hide(asked, False)
+    asked.wait("asked == 2")
+    asked.run("allow()")
+    asked.wait("document.body.dataset.source == 'camera'")
+    show_or_hide(asked, True)
+    assert off(asked)
+    asked.choose(web / "public" / "model" / known.golden[0].file)  # somebody wants something else meanwhile
+    answer(asked)
+    show_or_hide(asked, False)
+    assert asked.run("asked") == 2
+
+
+def test_the_other_camera_is_the_next_one_where_none_says_its_side(asked):
+    asked.run("""{
+        const media = navigator.mediaDevices;
+        const real = media.getUserMedia;
+        media.enumerateDevices = async () => ['a', 'b'].map((deviceId) => ({kind: 'videoinput', deviceId}));
+        media.getUserMedia = async (wanted) => {
+            window.wanted = wanted.video.deviceId?.exact;
+            const promise = real({video: true});
+            allow();
+            const stream = await promise;
+            stream.getVideoTracks()[0].getSettings = () => ({deviceId: wanted.video.deviceId?.exact ?? 'a'});
+            return stream;
+        };
+    }""")
+    asked.click("#live")
+    for other in ("b", "a"):
+        asked.wait("!document.getElementById('flip').hidden")
+        asked.click("#flip")
+        asked.wait(f"window.wanted == '{other}' && on() == 1")
 
 
 def test_without_isolation_there_is_one_thread(phone, site, known, web, monkeypatch):
@@ -296,6 +511,15 @@ def test_a_model_that_is_not_whole_is_told(phone, site, known, damage):
     assert phone.run("document.getElementById('live').disabled && document.getElementById('choose').disabled")
 
 
+def test_a_model_that_cannot_compute_leaves_nothing_to_press(phone, site):
+    before_the_page(phone, WORKERS)
+    before_the_page(phone, "window.tell = (call) => { if (call.do === 'time') call.name = 'nothing'; }")
+    phone.open(site.url)
+    phone.wait("document.body.dataset.state == 'failed'")
+    assert "cannot be used" in notices(phone)
+    assert phone.run("['live', 'choose', 'check-run'].every((id) => document.getElementById(id).disabled)")
+
+
 def test_other_numbers_than_the_golden_ones_are_warned_of(phone, site):
     content = json.loads((site.folder / "model" / "manifest.json").read_text())
     for golden in content["golden"]:
@@ -305,6 +529,67 @@ def test_other_numbers_than_the_golden_ones_are_warned_of(phone, site):
     phone.wait("document.body.dataset.golden == 'bad'")
     assert "not to be trusted" in notices(phone)
     assert "1.00 off" in notices(phone)
+
+
+def test_a_missing_golden_picture_does_not_take_the_app_away(phone, site, known):
+    (site.folder / "model" / known.golden[1].file).unlink()
+    start(phone, site)
+    phone.wait("document.body.dataset.golden == 'unknown'")
+    assert "could not be checked" in notices(phone)
+    assert "cannot be used" not in notices(phone)
+    assert phone.run("document.body.dataset.state") == "ready"
+    assert "could not be checked" in phone.run("document.getElementById('card').textContent")
+    settled(phone)  # times are taken all the same
+
+
+def test_a_clock_that_shows_nothing_gives_no_ratio(phone, site):
+    before_the_page(phone, WORKERS)
+    before_the_page(phone, "window.hear = ({value}) => { if (value?.logits) value.milliseconds = 0; }")
+    start(phone, site)
+    settled(phone)
+    assert "not measurable" in phone.text("#bought")
+    assert not re.search("NaN|Infinity|faster", phone.text("#bought"))
+
+
+GPU = """
+    Object.defineProperty(navigator, 'gpu', {value: {}});
+    window.tell = (call, worker) => {
+        if (call.accelerator === 'webgpu') { call.accelerator = 'wasm'; call.threads = 1; worker.gpu = true; }
+        if (call.do === 'time' && worker.gpu && window.broken) call.name = 'nothing';
+    };
+    window.hear = ({value}, worker) => {
+        if (value?.threads && worker.gpu) value.runtime = 'GPU';
+        if (value?.logits && worker.gpu) value.milliseconds /= 100;
+    };"""
+"""The processor in the role of a fast graphics processor, which can be broken."""
+
+
+def test_a_graphics_processor_that_fails_gives_way_to_the_processor(phone, site, known, web):
+    before_the_page(phone, WORKERS)
+    before_the_page(phone, GPU)
+    start(phone, site)
+    phone.wait("document.body.dataset.gpu == 'yes'")
+    assert "GPU" in phone.text("#status")
+    phone.wait("caches.match('litert/litert_wasm_internal.wasm').then(Boolean)")  # for a start without a network
+    assert phone.run("localStorage.length") == 0
+    phone.run("window.broken = true")
+    for golden in known.golden[:2]:
+        phone.choose(web / "public" / "model" / golden.file)
+        figures(phone)
+        assert answer(phone) == known.labels[int(np.argmax(golden.model))]
+    assert phone.run("document.body.dataset.gpu") == "no"
+    assert "wasm" in phone.text("#status")
+    assert "has failed" in notices(phone)
+
+
+def test_a_graphics_processor_that_took_the_page_down_is_not_tried_again(phone, site):
+    before_the_page(phone, WORKERS)
+    before_the_page(phone, GPU)
+    before_the_page(phone, "localStorage.setItem('gpu trial', navigator.userAgent)")
+    start(phone, site)
+    phone.wait("document.body.dataset.gpu == 'no'")
+    assert "did not survive" in phone.run("document.getElementById('card').textContent")
+    assert phone.text("#notices") == ""
 
 
 def test_a_graphics_processor_that_does_not_work_is_not_used(phone, site):
@@ -330,8 +615,16 @@ VIEWS = {
 SHAPES = [(8, 8), (1, 1), (3, 200), (64, 64), (375, 500), (450, 200), (1001, 480), (24, 9000)]
 
 
-@pytest.fixture(scope="module")
-def prepare(chromium, web) -> Iterator[Callable[[bytes, View], np.ndarray]]:
+OLD = """
+    const create = self.createImageBitmap;
+    self.createImageBitmap = (source, wanted = {}) => wanted.imageOrientation === 'from-image'
+        ? Promise.reject(new TypeError('no such orientation')) : create(source, wanted);
+    Object.defineProperty(navigator, 'deviceMemory', {value: undefined});"""
+"""A worker as in an older browser."""
+
+
+@pytest.fixture(scope="module", params=["", OLD], ids=["new", "old"])
+def prepare(request, chromium, web) -> Iterator[Callable[[bytes, View], np.ndarray]]:
     """The worker's own: bytes of an image file and a view -> RGB (size, size, 3)."""
     server = app_server.server(web / "dist", "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -339,7 +632,8 @@ def prepare(chromium, web) -> Iterator[Callable[[bytes, View], np.ndarray]]:
     page.open(f"http://127.0.0.1:{server.server_port}/")
     (worker,) = (path.name for path in (web / "dist" / "assets").glob("worker-*.js"))
     page.run(f"""
-        window.worker = new Worker('assets/{worker}');
+        const script = {json.dumps(request.param)} + `;importScripts("${{location.origin}}/assets/{worker}")`;
+        window.worker = new Worker(URL.createObjectURL(new Blob([script])));
         window.prepare = (text, rule) => new Promise((resolve, reject) => {{
             worker.onmessage = ({{data}}) => {{
                 if (data.error) return reject(new Error(data.error));
@@ -424,7 +718,7 @@ def test_a_photo_of_100_megapixels_is_classified_and_the_page_stays_alive(phone,
     phone.choose(path)
     phone.wait("!document.getElementById('busy').hidden")
     assert answer(phone) == expected
-    assert "11600 × 8700" in phone.text("#figures")
+    assert "11600 × 8700" in figures(phone)
     assert phone.run("gap") < 500
     assert phone.text("#notices") == ""
 
@@ -445,6 +739,64 @@ def test_what_is_no_picture_is_told(phone, site, tmp_path, name, content, told):
     phone.choose(tmp_path / name)
     assert told in notices(phone)
     assert phone.run("document.getElementById('busy').hidden")
+    assert phone.console == []
+
+
+@pytest.mark.parametrize("prepare", [OLD], indirect=True, ids=["old"])
+def test_a_browser_that_does_not_tell_its_memory_gets_pictures_for_a_phone(prepare):
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (11_000).to_bytes(4) * 2 + b"\x08\2\0\0\0"
+    with pytest.raises(browser_driver.BrowserError, match="Up to 100 fit"):
+        prepare(header, view_of("64"))
+
+
+def test_the_answer_is_that_of_the_picture_on_show(phone, site, known, web):
+    before_the_page(phone, WORKERS)
+    start(phone, site)
+    settled(phone)
+    first, second = (web / "public" / "model" / golden.file for golden in known.golden[:2])
+    phone.choose(first)
+    figures(phone)
+    phone.run("window.hold = 'prepare'")
+    phone.choose(second)
+    phone.wait("!!window.release && document.getElementById('top').hidden")
+    phone.click("[value=dense]")
+    assert not phone.run("document.getElementById('busy').hidden")
+    phone.run("window.hold = null; release()")
+    figures(phone)
+    dense = answer(phone)
+    phone.click("[value=pruned]")
+    phone.wait("document.getElementById('busy').hidden && !document.getElementById('figures').hidden")
+    assert answer(phone) == known.labels[int(np.argmax(known.golden[1].model))]
+    phone.click("[value=dense]")
+    figures(phone)
+    assert answer(phone) == dense
+
+
+def test_nothing_is_being_looked_at_once_the_camera_is_wanted(phone, site, known, web):
+    before_the_page(phone, WORKERS)
+    start(phone, site)
+    settled(phone)
+    phone.run("window.hold = 'prepare'")
+    phone.choose(web / "public" / "model" / known.golden[0].file)
+    phone.wait("!!window.release")
+    phone.run("window.hold = null")
+    phone.click("#live")
+    assert phone.run("document.getElementById('busy').hidden")
+    phone.run("release()")
+    phone.wait("!document.getElementById('top').hidden")
+    assert phone.run("document.body.dataset.source") == "camera"
+
+
+def test_a_model_that_fails_on_a_picture_is_told(phone, site, known, web):
+    before_the_page(phone, WORKERS)
+    start(phone, site)
+    settled(phone)
+    phone.choose(web / "public" / "model" / known.golden[0].file)
+    figures(phone)
+    phone.run("window.tell = (call) => { if (call.do === 'time') call.name = 'nothing'; }")
+    phone.click("[value=dense]")
+    assert "That did not work" in notices(phone)
+    assert phone.run("document.getElementById('busy').hidden && document.getElementById('top').hidden")
     assert phone.console == []
 
 
@@ -474,6 +826,44 @@ def test_the_check_gives_its_result_as_json(phone, site, known, tmp_path, chromi
     assert found["p50_ms"] == pytest.approx(np.percentile(found["samples_ms"], 50))
     assert found["p90_ms"] == pytest.approx(np.percentile(found["samples_ms"], 90))
     assert len(result["latency"]) == 2
+
+
+def test_nothing_else_runs_during_a_check_which_can_be_cancelled(phone, site, known, web):
+    before_the_page(phone, PROMPT)
+    start(phone, site)
+    settled(phone)
+    used = "['live', 'choose', 'switch'].filter((id) => !document.getElementById(id).disabled)"
+    assert len(phone.run(used)) == 3
+    phone.run("location.hash = '#check'")
+    phone.wait("document.body.dataset.view == 'check'")
+    phone.run("document.getElementById('check-run').focus()")
+    phone.click("#check-run")
+    phone.wait("document.getElementById('check-text').textContent.startsWith('Time')")
+    assert phone.run(used) == []
+    assert phone.run("locks") == 1
+    assert "runs" in phone.run("document.getElementById('check-said').textContent")
+    phone.choose(web / "public" / "model" / known.golden[0].file)
+    assert "A check runs" in notices(phone)
+    assert phone.text("#check-run") == "Cancel"
+    phone.click("#check-run")
+    phone.wait("document.getElementById('check-progress').hidden", 5)
+    assert len(phone.run(used)) == 3
+    assert phone.run("document.activeElement.id") == "check-run"
+    phone.wait("locks == 0")
+    assert phone.run("document.getElementById('check-save').hidden")
+
+
+def test_a_check_without_golden_pictures_takes_times(phone, site):
+    site.describe(golden=[])
+    start(phone, site)
+    settled(phone)
+    assert "could not be checked" in phone.run("document.getElementById('card').textContent")
+    phone.run("location.hash = '#check'")
+    phone.click("#check-run")
+    phone.wait("!document.getElementById('check-save').hidden")
+    assert "could not be checked" in phone.text("#check-results")
+    assert re.search(r"p50\)\s+[\d.]+ ms", phone.text("#check-results"))
+    assert "is done" in phone.run("document.getElementById('check-said').textContent")
 
 
 def browser_wait(condition: Callable[[], bool]) -> None:
@@ -535,6 +925,49 @@ def test_the_keyboard_is_enough(phone, site):
                                  "document.activeElement.innerText || document.activeElement.ariaLabel"))  # fmt: skip
     assert {"Skip to the content", "Check", "Model", "pruned", "live", "choose", "Test picture 1"} <= set(reached)
     assert not {"file", "shot"} & set(reached)
+
+
+def test_the_content_can_be_skipped_to_in_every_view(phone, site):
+    start(phone, site)
+    for view in ("check", "model", "classify"):
+        phone.run(f"location.hash = '#{view}'")
+        phone.wait(f"document.body.dataset.view == '{view}'")
+        phone.click(".skip")
+        assert phone.run("[document.activeElement.id, document.body.dataset.view]") == ["main", view]
+
+
+def test_every_photo_is_spoken_of_and_the_test_pictures_stay(phone, site, known):
+    start(phone, site)
+    settled(phone)
+    for i, golden in enumerate(known.golden[:2]):
+        phone.run(
+            f"{{const button = document.querySelectorAll('#sample-list button')[{i}]; button.focus(); button.click()}}"
+        )
+        phone.wait("!document.getElementById('figures').hidden")
+        expected = known.labels[int(np.argmax(golden.model))]
+        assert phone.wait("document.getElementById('spoken').textContent").startswith(expected)
+        assert phone.run("document.activeElement.ariaLabel") == f"Test picture {i + 1}"
+
+
+def test_what_was_typed_stays_when_something_new_is_known(phone, site):
+    site.describe(labels=[f"class {i}" for i in range(1010)])
+    before_the_page(phone, WORKERS)
+    before_the_page(phone, "window.tell = ({name}) => { if (name == 'dense') window.hold = 'load'; }")
+    start(phone, site)
+    phone.wait("!!window.release")
+    phone.run("location.hash = '#model'")
+    phone.wait("document.body.dataset.view == 'model'")
+    phone.run("""document.querySelector('details').open = true;
+        const search = document.querySelector('[type=search]'); search.value = 'class 7'; search.focus(); null""")
+    phone.run("release()")
+    settled(phone)
+    assert phone.run("[document.activeElement.value, document.querySelector('details').open]") == ["class 7", True]
+
+
+def test_forced_colours_show_what_is_chosen(phone, site):
+    start(phone, site)
+    phone.call("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+    assert phone.run("getComputedStyle(document.querySelector('#switch :checked + span')).outlineStyle") == "solid"
 
 
 def test_colours_can_be_told_apart():
@@ -614,3 +1047,66 @@ def test_the_command_serves_the_built_app(web, monkeypatch):
     thread.join(20)
     assert result[0].exit_code == 0, result[0].output
     assert f"http://127.0.0.1:{made[0].server_port}/" in result[0].output
+
+
+def test_a_build_that_broke_off_or_is_older_than_its_pictures_is_done_again(tmp_path, monkeypatch):
+    for folder in ("src", "public", "public/model", "dist"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / "package.json").write_text("{}")
+    (tmp_path / "public" / "icon.svg").write_text("")
+    ran: list[str] = []
+    code = 1
+
+    def run(command: list[str], **options) -> subprocess.CompletedProcess:
+        ran.append(command[-1])
+        (tmp_path / "dist" / "runner.html").write_text("")
+        return subprocess.CompletedProcess(command, code if command[-1] == "build" else 0, "", "")
+
+    monkeypatch.setattr(browser, "WEB", tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+
+    def builds() -> bool:
+        ran.clear()
+        browser.build(lambda text: None)
+        return bool(ran)
+
+    assert builds()
+    assert builds(), "it had broken off"
+    code = 0
+    assert builds()
+    assert not builds()
+    (tmp_path / "public" / "model" / "manifest.json").write_text("{}")
+    os.utime(tmp_path / "public" / "model" / "manifest.json", (2e9, 2e9))
+    assert not builds()
+    os.utime(tmp_path / "public" / "icon.svg", (2e9, 2e9))
+    assert builds()
+
+
+def test_workers_are_bound_by_the_page_s_policy(site):
+    (worker,) = (site.folder / "assets").glob("worker-*.js")
+    with urllib.request.urlopen(f"{site.url}assets/{worker.name}") as answered:
+        policy = answered.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert policy in (site.folder / "index.html").read_text()
+
+
+def test_a_browser_that_goes_away_is_no_news(site, capfd):
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", site.server.server_port)) as connection:
+            connection.sendall(b"GET /litert/litert_wasm_internal.wasm HTTP/1.1\r\nHost: a\r\n\r\n")
+            connection.recv(100)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # gone at once
+    threading.Event().wait(0.5)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_job_s_file_that_has_gone_is_not_found(web, tmp_path):
+    server = browser_server.Server(web / "dist", "127.0.0.1")
+    try:
+        server.pages["gone.js"] = tmp_path / "gone.js"
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(server.url("127.0.0.1").replace("runner.html", "gone.js"))
+        assert raised.value.code == 404
+        raised.value.close()
+    finally:
+        server.close()

@@ -107,12 +107,15 @@ def build(say: Say) -> str | None:
     handle = os.open(WEB, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # another process may be building it
-        built = WEB / "dist" / "runner.html"
+        # written last, and removed by the next build before anything else: what broke off does not count as built
+        built = WEB / "dist" / ".built"
         sources = [path for path in WEB.iterdir() if path.is_file()]
-        sources += [path for path in (WEB / "src").rglob("*") if path.is_file()]
-        newest = max(path.stat().st_mtime for path in sources)
+        sources += [path for folder in ("src", "public") for path in (WEB / folder).rglob("*") if path.is_file()]
+        model = WEB / "public" / "model"  # put beside the pages by whoever serves it
+        newest = max(path.stat().st_mtime for path in sources if model not in path.parents)
         if built.exists() and built.stat().st_mtime >= newest:
             return None
+        built.unlink(missing_ok=True)
         npm = shutil.which("npm")
         if not npm:
             return "the page for browsers is not built: install Node.js 20.19 or newer, with npm"
@@ -123,6 +126,7 @@ def build(say: Say) -> str | None:
                 lines = (done.stdout + done.stderr).strip().splitlines()[-10:]
                 told = "\n".join(["the page for browsers could not be built; it needs Node.js 20.19 or newer", *lines])
                 return f"{told}\n(`{' '.join(['npm', *command[1:]])}` in {WEB})"
+        built.touch()
         return None
     finally:
         os.close(handle)

@@ -4,6 +4,7 @@ Everything lies below a token that cannot be guessed: in a network others can re
 """
 
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -35,6 +36,9 @@ MIME = {
     ".css": "text/css; charset=utf-8",
     ".json": "application/json",
     ".wasm": "application/wasm",
+    ".webmanifest": "application/manifest+json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
 }
 HEADERS = {
     # these two let the page have threads and a finer clock, where the connection is secure (or this machine's own)
@@ -78,7 +82,7 @@ class Server:
         self._answer: bytes | None = None
         self._error: str | None = None
         handler = type("Handler", (_Handler,), {"owner": self})
-        self._http = _Http((address, 0), handler)
+        self._http = HttpServer((address, 0), handler)
         threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True).start()
 
     def url(self, host: str) -> str:
@@ -197,7 +201,9 @@ class Server:
                 self._progress, self._moved_at = moved, time.monotonic()
 
 
-class _Http(ThreadingHTTPServer):
+class HttpServer(ThreadingHTTPServer):
+    """One that does not make a fuss about browsers that go away."""
+
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -215,8 +221,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             path, cache = self.owner.file(self._below_token())
-            with open(path, "rb") as file:
-                self._head(HTTPStatus.OK, MIME.get(path.suffix, "application/octet-stream"), path.stat().st_size, cache)
+            try:
+                file = open(path, "rb")  # noqa: SIM115 (closed below: only the opening is watched)
+            except FileNotFoundError as error:  # of a job that has ended meanwhile
+                raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file any more") from error
+            with file:
+                size = os.fstat(file.fileno()).st_size
+                self._head(HTTPStatus.OK, MIME.get(path.suffix, "application/octet-stream"), size, cache)
                 shutil.copyfileobj(file, self.wfile, 1 << 20)
         except Refusal as refusal:
             self._refuse(refusal)

@@ -15,7 +15,9 @@ export type Call =
   | { do: "prepare"; source: Blob | ImageBitmap; rule: ResizeRule; preview: number }
   | { do: "run"; name: string; pixels: Pixels }
   | { do: "time"; name: string; pixels: Pixels }
-  | { do: "measure"; names: string[]; pixels: Pixels; protocol: Protocol };
+  | { do: "measure"; names: string[]; pixels: Pixels; protocol: Protocol }
+  /** the measurement with this call's id, soon */
+  | { do: "cancel" };
 
 export interface Runtime {
   threads: number;
@@ -52,15 +54,13 @@ export class InferenceWorker {
   private readonly worker = new Worker(new URL("./worker.ts", import.meta.url));
   private readonly waiting = new Map<number, Waiting>();
   private calls = 0;
+  private broken: Error | null = null;
 
   constructor() {
     this.worker.onmessage = ({ data }: MessageEvent<Answer>) => this.take(data);
     this.worker.onerror = (event) => {
       event.preventDefault();
-      for (const { reject } of this.waiting.values()) {
-        reject(new Error(`the worker broke off: ${event.message || "its script could not be loaded"}`));
-      }
-      this.waiting.clear();
+      this.breakOff(new Error(`the worker broke off: ${event.message || "its script could not be loaded"}`));
     };
   }
 
@@ -95,23 +95,39 @@ export class InferenceWorker {
     return this.ask({ do: "time", name, pixels }) as Promise<Timed>;
   }
 
-  /** Latency of artifacts side by side on one picture. progress: told the seconds measured, twice a second */
+  /** Latency of artifacts side by side on one picture. progress: told the seconds measured, twice a second; stop: early */
   measure(
     names: string[],
     pixels: Pixels,
     protocol: Protocol,
     progress: (seconds: number) => void,
+    stop?: AbortSignal,
   ): Promise<Record<string, LatencyResult>> {
     const call: Call = { do: "measure", names, pixels, protocol };
+    const id = this.calls;
+    stop?.addEventListener("abort", () => this.worker.postMessage({ id, call: { do: "cancel" } }));
     return this.ask(call, [pixels.buffer], progress) as Promise<Record<string, LatencyResult>>;
+  }
+
+  /** Whether it still works on something. */
+  get busy(): boolean {
+    return this.waiting.size > 0;
   }
 
   /** End the worker and give its memory back. */
   stop(): void {
     this.worker.terminate();
+    this.breakOff(new Error("the worker has been stopped"));
+  }
+
+  private breakOff(error: Error): void {
+    this.broken = error;
+    for (const { reject } of this.waiting.values()) reject(error);
+    this.waiting.clear();
   }
 
   private ask(call: Call, transfer: Transferable[] = [], progress: Waiting["progress"] = () => {}): Promise<Value> {
+    if (this.broken) return Promise.reject(this.broken);
     const id = this.calls++;
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve, reject, progress });

@@ -39,17 +39,19 @@ export type Inference = () => Promise<unknown>;
 /**
  * Run every callable in turn as the protocol says, one inference each (a, b, a, b, ...).
  *
- * progress: told the seconds that have been measured after every round; must return at once
+ * progress: told the seconds that have been measured, before the first round and after every one; what it takes is not
+ *           timed; it may raise to end the measurement
  */
 export async function measure(
   callables: Record<string, Inference>,
   protocol: Protocol,
-  progress: (seconds: number) => void,
+  progress: (seconds: number) => void | Promise<void>,
 ): Promise<Record<string, LatencyResult>> {
   const entries = Object.entries(callables);
   if (entries.length === 0) throw new Error("measure needs at least one callable");
   const { seconds, min_samples: minSamples } = protocol;
   await new Promise((resolve) => setTimeout(resolve, 1000 * protocol.cooldown_s));
+  await progress(0);
   const stepNs = clockStepNs();
   for (let round = 0; round < protocol.warmup; round++) {
     for (const [, inference] of entries) await inference();
@@ -68,7 +70,7 @@ export async function measure(
       samplesNs[index]!.push(Math.round(1e6 * (performance.now() - start)));
     }
     elapsedS = (performance.now() - begin) / 1000;
-    progress(elapsedS);
+    await progress(elapsedS);
   }
   return Object.fromEntries(
     entries.map(([name], index) => [name, summarise(samplesNs[index]!, elapsedS, minSamples, stepNs)]),

@@ -55,7 +55,12 @@ async function install(): Promise<void> {
   const earlier = await Promise.all((await shells()).map(async (name) => (await caches.open(name)).keys()));
   const more = earlier.flat().filter(({ url }) => url.startsWith(`${base}litert/`));
   const wanted = new Set([...__FILES__.map((file) => base + file), ...more.map(({ url }) => url)]);
-  await Promise.all([...wanted].map((url) => copy(cache, url)));
+  try {
+    await Promise.all([...wanted].map((url) => copy(cache, url)));
+  } catch (error) {
+    await caches.delete(shell); // a part of a build is of no use to anybody
+    throw error;
+  }
   await scope.skipWaiting();
 }
 
@@ -68,14 +73,13 @@ async function answer(request: Request): Promise<Response> {
     const model = await (await caches.open(MODEL)).match(url);
     if (model) return model;
   }
-  try {
-    return await fetch(request);
-  } catch (error) {
-    // a page of an earlier build that still runs
-    const old = await caches.match(url);
-    if (old) return old;
-    throw error;
-  }
+  const found = await fetch(request).catch((error: unknown) => error);
+  if (found instanceof Response && found.status !== 404) return found;
+  // No network, or the server has but the newest build: a page of an earlier one may still run.
+  const old = await caches.match(url);
+  if (old) return old;
+  if (found instanceof Response) return found;
+  throw found;
 }
 
 /** Keep what a page has needed, bring the model up to date, and let go of what no page needs any more. */
@@ -83,37 +87,58 @@ async function keep(event: Told): Promise<void> {
   const { keep: files, page } = event.data;
   const cache = await caches.open(shell);
   const known = __FILES__.map((file) => base + file);
-  let offline = known.includes(page);
+  const ours = known.includes(page);
   let newModel = false;
+  let why: string | null = null;
   try {
-    for (const url of files) if (!(await cache.match(url))) await copy(cache, url);
-    newModel = await updateModel();
-  } catch {
-    // No network, or a deployment that is under way: what there is stays.
+    for (const url of [...known, ...files]) if (!(await cache.match(url))) await copy(cache, url);
+    if (ours) for (const name of await shells()) if (name !== shell) await caches.delete(name);
+  } catch (error) {
+    why = String(error);
   }
-  if (offline) for (const name of await shells()) if (name !== shell) await caches.delete(name);
-  const model = await caches.open(MODEL);
-  offline &&= (await Promise.all(files.map((url) => cache.match(url)))).every(Boolean);
-  offline &&= (await model.match(MANIFEST)) !== undefined;
-  event.ports[0]?.postMessage({ offline, newModel });
+  try {
+    newModel = await updateModel();
+  } catch (error) {
+    why ??= String(error); // no network, a deployment that is under way, no room: what there is stays
+  }
+  const offline = ours && (await isWhole(cache, [...known, ...files])) && (await hasModel());
+  event.ports[0]?.postMessage({ offline, newModel, why });
+}
+
+async function isWhole(cache: Cache, urls: Iterable<string>): Promise<boolean> {
+  for (const url of urls) if (!(await cache.match(url))) return false;
+  return true;
+}
+
+async function hasModel(): Promise<boolean> {
+  const cache = await caches.open(MODEL);
+  const manifest = await cache.match(MANIFEST);
+  return manifest !== undefined && isWhole(cache, addresses(await manifest.text()).keys());
 }
 
 /** Whether the model is another one than before. Raises if a file does not arrive whole. */
 async function updateModel(): Promise<boolean> {
   const cache = await caches.open(MODEL);
   const before = await cache.match(MANIFEST);
-  const response = await fetch(MANIFEST, { cache: "no-cache" });
+  const response = await fetch(MANIFEST, { cache: "reload" }); // asked for its date, an older one would go unnoticed
   if (!response.ok) throw new Error(`${MANIFEST}: ${response.status}`);
   const text = await response.clone().text();
   const old = before && (await before.text());
   const wanted = addresses(text);
-  for (const [url, sha256] of wanted) {
-    if (await cache.match(url)) continue;
-    const file = await fetch(url);
-    if (!file.ok || (await digest(await file.clone().arrayBuffer())) !== sha256) throw new Error(`${url} is damaged`);
-    await cache.put(url, file);
+  const added: string[] = [];
+  try {
+    for (const [url, sha256] of wanted) {
+      if (await cache.match(url)) continue;
+      const file = await fetch(url);
+      if (!file.ok || (await digest(await file.clone().arrayBuffer())) !== sha256) throw new Error(`${url} is damaged`);
+      added.push(url);
+      await cache.put(url, file);
+    }
+    await cache.put(MANIFEST, response);
+  } catch (error) {
+    for (const url of added) await cache.delete(url); // a part of a model takes room for nothing
+    throw error;
   }
-  await cache.put(MANIFEST, response);
   // The page that runs may still fetch files of the old model: they go at the next start.
   const used = new Set([MANIFEST, ...wanted.keys(), ...(old ? addresses(old).keys() : [])]);
   for (const { url } of await cache.keys()) if (!used.has(url)) await cache.delete(url);
@@ -122,7 +147,8 @@ async function updateModel(): Promise<boolean> {
 
 /** URL -> checksum of the files that this app needs. */
 function addresses(manifest: string): Map<string, string> {
-  const { files, golden } = JSON.parse(manifest) as { files: Named[]; golden: Named[] };
+  // An earlier manifest may be of another version: it must not hold up the new one.
+  const { files = [], golden = [] } = JSON.parse(manifest) as { files?: Named[]; golden?: Named[] };
   const needed = [...files.filter(({ format }) => format === "tflite"), ...golden];
   return new Map(needed.map(({ file, sha256 }) => [`${base}model/${file}?sha256=${sha256}`, sha256]));
 }
@@ -132,7 +158,8 @@ async function shells(): Promise<string[]> {
 }
 
 async function copy(cache: Cache, url: string): Promise<void> {
-  const response = await fetch(url, { cache: "no-cache" });
+  const large = url.startsWith(`${base}litert/`); // and there already, as a rule: the page has just loaded it
+  const response = await fetch(url, { cache: large ? "no-cache" : "reload" });
   if (!response.ok) throw new Error(`${url}: ${response.status}`);
   await cache.put(url, response);
 }

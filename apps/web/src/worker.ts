@@ -15,12 +15,18 @@ const programs = new Map<string, Program>();
 let threads = 1;
 let accelerator: Accelerator = "wasm";
 let last: Promise<void> = Promise.resolve();
+const cancelled = new Set<number>();
 
 self.onmessage = ({ data }: MessageEvent<{ id: number; call: Call }>) => {
-  last = last.then(() => answer(data.id, data.call));
+  if (data.call.do === "cancel") {
+    cancelled.add(data.id);
+    return;
+  }
+  const { id, call } = data;
+  last = last.then(() => answer(id, call));
 };
 
-async function answer(id: number, call: Call): Promise<void> {
+async function answer(id: number, call: Exclude<Call, { do: "cancel" }>): Promise<void> {
   try {
     const [value, transfer] = await execute(id, call);
     scope.postMessage({ id, value }, transfer);
@@ -29,7 +35,7 @@ async function answer(id: number, call: Call): Promise<void> {
   }
 }
 
-async function execute(id: number, call: Call): Promise<[Value, Transferable[]]> {
+async function execute(id: number, call: Exclude<Call, { do: "cancel" }>): Promise<[Value, Transferable[]]> {
   switch (call.do) {
     case "start":
       accelerator = call.accelerator;
@@ -60,11 +66,13 @@ async function execute(id: number, call: Call): Promise<[Value, Transferable[]]>
     }
     case "measure": {
       let told = 0;
-      const tell = (seconds: number) => {
+      const tell = async (seconds: number) => {
         const now = performance.now();
         if (now - told < PROGRESS_MS) return;
         told = now;
         scope.postMessage({ id, progress: seconds }, []);
+        await new Promise((resolve) => setTimeout(resolve)); // a word to cancel comes in
+        if (cancelled.has(id)) throw new Error("it was cancelled");
       };
       const callables = call.names.map((name) => [name, () => program(name).run(call.pixels)] as const);
       return [await measure(Object.fromEntries(callables), call.protocol, tell), []];

@@ -23,7 +23,8 @@ export function best(values: number[], count: number): number[] {
   return [...values.keys()].sort((a, b) => values[b]! - values[a]!).slice(0, count);
 }
 
-export function showAnswer(labels: string[], logits: ArrayLike<number>): void {
+/** live: more of them follow at once, and not every one is said */
+export function showAnswer(labels: string[], logits: ArrayLike<number>, live: boolean): void {
   const shares = softmax(logits);
   const list = at("top");
   const places = best(shares, Math.min(SHOWN, labels.length));
@@ -38,13 +39,11 @@ export function showAnswer(labels: string[], logits: ArrayLike<number>): void {
     setText(share, percent(shares[place]!));
     (track.firstElementChild as HTMLElement).style.transform = `scaleX(${shares[place]!.toFixed(4)})`;
   }
-  at("samples").hidden = true;
   list.hidden = false;
   const first = `${label(labels[places[0]!]!)}, ${percent(shares[places[0]!]!, 0)}`;
-  if (performance.now() - spokenAt > SPEAK_MS && at("spoken").textContent !== first) {
-    at("spoken").textContent = first;
-    spokenAt = performance.now();
-  }
+  if (live && performance.now() - spokenAt < SPEAK_MS) return;
+  setText(at("spoken"), first);
+  spokenAt = performance.now();
 }
 
 export function showFigures(figures: [name: string, value: string][]): void {

@@ -38,7 +38,9 @@ export function showBought(manifest: Manifest, times: Times | null): void {
   if (times) {
     const [slow, fast] = [times.dense.p50_ms, times.pruned.p50_ms];
     const gain = slow >= fast ? `${(slow / fast).toFixed(1)} × faster` : `${(fast / slow).toFixed(1)} × slower`;
-    rows.push(row("Time, measured here", gain, slow, fast, milliseconds));
+    // clocks that are coarse on purpose may show nothing at all
+    if (Math.min(slow, fast) > 0) rows.push(row("Time, measured here", gain, slow, fast, milliseconds));
+    else rows.push(make("p", "The time is not measurable here: the browser's clock is too coarse.", "quiet"));
   } else {
     rows.push(make("p", "The time is taken as soon as both are loaded.", "quiet"));
   }

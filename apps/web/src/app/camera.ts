@@ -1,14 +1,20 @@
 /** The camera, while it is wanted and the page is in front. */
 
+import { keepAwake } from "./awake";
+
 export class CameraError extends Error {}
 
 const SIZE = { width: { ideal: 1280 }, height: { ideal: 720 } };
 
 export class Camera {
   /** "environment" looks away from whoever holds the device */
-  private facing: "environment" | "user" = "environment";
+  private wanted: MediaTrackConstraints = { facingMode: "environment" };
   private stream: MediaStream | null = null;
-  private lock: WakeLockSentinel | null = null;
+  /** of the camera that was on last */
+  private settings: MediaTrackSettings = {};
+  private sleep = () => {};
+  /** counts what has been wanted: a camera that comes late for an earlier one goes off again */
+  private generation = 0;
 
   constructor(private readonly video: HTMLVideoElement) {}
 
@@ -17,34 +23,53 @@ export class Camera {
     return window.isSecureContext && navigator.mediaDevices !== undefined;
   }
 
-  /** Raises CameraError with what the user can do. ended: called if the camera goes away */
+  /**
+   * Returns with the camera on, or off if `stop` or `start` was called meanwhile. Raises CameraError with what the user
+   * can do.
+   *
+   * ended: called if the camera goes away
+   */
   async start(ended: () => void): Promise<void> {
     this.stop();
-    let stream: MediaStream;
+    const mine = this.generation;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({ audio: false, video: { ...SIZE, facingMode: this.facing } });
+      const stream = await navigator.mediaDevices.getUserMedia({ audio: false, video: { ...SIZE, ...this.wanted } });
+      if (mine !== this.generation) return end(stream);
+      this.stream = stream;
+      this.sleep = keepAwake();
+      const track = stream.getVideoTracks()[0]!;
+      track.addEventListener("ended", ended);
+      this.settings = track.getSettings();
+      this.video.srcObject = stream;
+      this.video.classList.toggle("mirrored", this.settings.facingMode === "user");
+      await this.video.play();
     } catch (error) {
-      throw new CameraError(reason(error));
+      if (mine === this.generation) throw new CameraError(reason(error));
     }
-    this.stream = stream;
-    stream.getVideoTracks()[0]?.addEventListener("ended", ended);
-    this.video.srcObject = stream;
-    this.video.classList.toggle("mirrored", stream.getVideoTracks()[0]?.getSettings().facingMode === "user");
-    await this.video.play();
-    this.lock = (await navigator.wakeLock?.request("screen").catch(() => null)) ?? null;
   }
 
+  /** The camera on the other side; where none says which side it is on, the next one. */
   async flip(ended: () => void): Promise<void> {
-    this.facing = this.facing === "environment" ? "user" : "environment";
+    this.stop();
+    const mine = this.generation;
+    const { facingMode, deviceId } = this.settings;
+    if (facingMode) {
+      this.wanted = { facingMode: facingMode === "user" ? "environment" : "user" };
+    } else {
+      const ids = (await cameras()).map((camera) => camera.deviceId);
+      if (mine !== this.generation) return;
+      this.wanted = { deviceId: { exact: ids[(ids.indexOf(deviceId ?? "") + 1) % ids.length]! } };
+    }
     await this.start(ended);
   }
 
   stop(): void {
-    for (const track of this.stream?.getTracks() ?? []) track.stop();
+    this.generation++;
+    if (this.stream) end(this.stream);
     this.stream = null;
     this.video.srcObject = null;
-    void this.lock?.release();
-    this.lock = null;
+    this.sleep();
+    this.sleep = () => {};
   }
 
   /** The newest frame, once there is a new one. */
@@ -58,9 +83,16 @@ export class Camera {
 
   /** Whether there is another one to switch to; known once the camera may be used. */
   static async several(): Promise<boolean> {
-    const devices = await navigator.mediaDevices.enumerateDevices();
-    return devices.filter(({ kind }) => kind === "videoinput").length > 1;
+    return (await cameras()).length > 1;
   }
+}
+
+async function cameras(): Promise<MediaDeviceInfo[]> {
+  return (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
+}
+
+function end(stream: MediaStream): void {
+  for (const track of stream.getTracks()) track.stop();
 }
 
 function reason(error: unknown): string {

@@ -29,11 +29,20 @@ const CHECKS: Record<string, [name: string, show: (value: number) => string]> = 
   top1_agreement_min: ["Same class as the model", (value) => percent(value)],
 };
 
-/**
- * golden:   how the golden pictures went, in words
- * graphics: why the graphics processor is not used, likewise; empty if nothing is to be said
- */
-export function showCard(manifest: Manifest, runtime: Runtime | null, golden: string, graphics: string): void {
+/** What is known of the model's life here, in words; empty if nothing is to be said. */
+export interface Here {
+  golden: string;
+  graphics: string;
+  offline: string;
+}
+
+export function showCard(manifest: Manifest): void {
+  const file = fileOf(manifest, "pruned")!;
+  at("card").replaceChildren(make("div", "", "card"), budget(file), classes(manifest.labels), provenance(manifest, file));
+}
+
+/** The card's first part. The others stay as they are: somebody may be searching in them. */
+export function showFacts(manifest: Manifest, runtime: Runtime | null, here: Here): void {
   const file = fileOf(manifest, "pruned")!;
   const { width, height } = manifest.input;
   const facts: [string, string | null | undefined][] = [
@@ -44,15 +53,11 @@ export function showCard(manifest: Manifest, runtime: Runtime | null, golden: st
     ["Parameters", manifest.params ? count(manifest.params) : null],
     ["Right answers", file.measured?.top1 != null ? percent(file.measured.top1 / 100) : "not measured"],
     ["Runs here on", runtime && `${runtime.runtime}, ${threads(runtime.threads)}`],
-    ["Golden pictures", golden],
-    ["WebGPU", graphics],
+    ["Golden pictures", here.golden],
+    ["WebGPU", here.graphics],
+    ["Works offline", here.offline],
   ];
-  at("card").replaceChildren(
-    make("div", "", "card", make("h2", manifest.model), list(facts)),
-    budget(file),
-    classes(manifest.labels),
-    provenance(manifest, file),
-  );
+  at("card").firstElementChild!.replaceChildren(make("h2", manifest.model), list(facts));
 }
 
 export function threads(number: number): string {

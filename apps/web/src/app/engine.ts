@@ -1,15 +1,17 @@
 /** The model's artifacts in a worker, and the choice of what they run on. */
 
-import { InferenceWorker, type Pixels, RefusedError, type Runtime, type Timed } from "../inference";
+import { InferenceWorker, type Pixels, type Runtime, type Timed } from "../inference";
 import type { LatencyResult, Protocol } from "../latency";
 import type { Accelerator } from "../litert";
 import { messageOf } from "../messages";
-import { checkGolden, type GoldenCheck } from "./golden";
+import { pause } from "./dom";
+import { checkGolden, type GoldenCheck, unchecked } from "./golden";
 import { addressOf, fileOf, type Manifest, ModelError, type Role } from "./manifest";
 import type { Prepared } from "./picture";
 
 /** More than phones have fast cores for. */
 const THREADS_MAX = 4;
+const RETIRE_MS = 500;
 
 export class Engine {
   readonly roles = new Set<Role>();
@@ -56,12 +58,17 @@ export class Engine {
     return this.worker.time(role, pixels);
   }
 
-  measure(roles: Role[], pixels: Pixels, protocol: Protocol, progress: (seconds: number) => void) {
-    return this.worker.measure(roles, pixels, protocol, progress) as Promise<Record<Role, LatencyResult>>;
+  /** The pixels are gone afterwards. */
+  measure(roles: Role[], pixels: Pixels, protocol: Protocol, progress: (seconds: number) => void, stop: AbortSignal) {
+    return this.worker.measure(roles, pixels, protocol, progress, stop) as Promise<Record<Role, LatencyResult>>;
   }
 
-  /** The golden pictures, ready to be classified. */
-  async goldens(): Promise<Pixels[]> {
+  /** A picture to take times with where there is no other: they do not depend on what it shows. */
+  grey(): Pixels {
+    return new Float32Array(3 * this.manifest.input.height * this.manifest.input.width).fill(128);
+  }
+
+  private async goldens(): Promise<Pixels[]> {
     const pictures: Pixels[] = [];
     for (const golden of this.manifest.golden) {
       const bytes = await this.worker.fetch(addressOf(this.folder, golden), golden.sha256);
@@ -76,8 +83,18 @@ export class Engine {
     return rows;
   }
 
-  /** The pruned model against what its maker promises. */
-  async check(pictures: Pixels[]): Promise<GoldenCheck> {
+  /** The golden pictures, none if they cannot be had; and the pruned model against what its maker promises of them. */
+  async checkGoldens(): Promise<[Pixels[], GoldenCheck]> {
+    let pictures: Pixels[];
+    try {
+      pictures = await this.goldens();
+    } catch (error) {
+      return [[], unchecked(`The golden pictures are not all there (${messageOf(error)})`)];
+    }
+    return [pictures, await this.check(pictures)];
+  }
+
+  private async check(pictures: Pixels[]): Promise<GoldenCheck> {
     const { file } = fileOf(this.manifest, "pruned")!;
     const expected = this.manifest.golden.map(({ artifacts }) => artifacts[file]);
     const known = expected.every((row) => row !== undefined) ? (expected as number[][]) : null;
@@ -87,48 +104,10 @@ export class Engine {
   stop(): void {
     this.worker.stop();
   }
-}
 
-/** Why the graphics processor is not used. */
-export interface NoGpu {
-  why: string;
-  /** it is there, and does not do what it should */
-  failed: boolean;
-}
-
-/**
- * The same models on the graphics processor, once they are known to give there what they give here, in less time.
- *
- * current: keeps its models; whoever changes over stops it
- */
-export async function tryGpu(current: Engine, base: string, pictures: Pixels[]): Promise<Engine | NoGpu> {
-  if (pictures.length === 0) return { why: "there are no golden pictures to check it with", failed: false };
-  let gpu: Engine;
-  try {
-    gpu = await Engine.start(current.manifest, base, "webgpu");
-  } catch (error) {
-    return { why: messageOf(error), failed: !(error instanceof RefusedError) };
+  /** Stop, once what has been asked of it is done. */
+  async retire(): Promise<void> {
+    while (this.worker.busy) await pause(RETIRE_MS);
+    this.stop();
   }
-  const no = await objection(gpu, current, pictures).catch((error: unknown) => ({ why: messageOf(error), failed: true }));
-  if (no) gpu.stop();
-  return no ?? gpu;
-}
-
-async function objection(gpu: Engine, current: Engine, pictures: Pixels[]): Promise<NoGpu | null> {
-  const { file } = fileOf(current.manifest, "pruned")!;
-  for (const role of current.roles) {
-    await gpu.load(role);
-    const here = await current.logits(role, pictures);
-    const { problem } = checkGolden(await gpu.logits(role, pictures), here, current.manifest.golden_share?.[file]);
-    if (problem) return { why: `it gives other numbers with the ${role} model`, failed: true };
-  }
-  const [there, here] = [await typical(gpu, pictures[0]!), await typical(current, pictures[0]!)];
-  return there < here ? null : { why: "it is slower here than the processor", failed: false };
-}
-
-/** Milliseconds of an inference, the median of a few. */
-async function typical(engine: Engine, picture: Pixels): Promise<number> {
-  const taken: number[] = [];
-  for (let i = 0; i < 12; i++) taken.push((await engine.time("pruned", picture)).milliseconds);
-  return taken.slice(3).sort((a, b) => a - b)[4]!; // the first few compile shaders
 }

@@ -3,8 +3,12 @@
 import { argmax, largestDifference } from "../job";
 
 export interface GoldenCheck {
+  /** unknown: there is nothing to hold it against */
+  verdict: "good" | "bad" | "unknown";
   /** (G, C) found here */
   logits: number[][];
+  /** (G, C) that the artifact gave where it was made; null where nobody knows */
+  expected: number[][] | null;
   /** largest difference from those expected; null if there are none, or not as many, or some are no numbers */
   error: number | null;
   /** the largest difference that is allowed; null without expected ones */
@@ -21,8 +25,7 @@ export interface GoldenCheck {
  */
 export function checkGolden(found: number[][], expected: number[][] | null, share: number | undefined): GoldenCheck {
   if (!expected?.length || share === undefined) {
-    const problem = "There are no known answers for this model, so nobody can tell whether it works well here.";
-    return { logits: found, error: null, limit: null, same: 0, problem };
+    return unchecked("There are no known answers for this model", found);
   }
   const error = largestDifference(found, expected);
   const limit = share * Math.max(...expected.flat().map(Math.abs));
@@ -33,5 +36,11 @@ export function checkGolden(found: number[][], expected: number[][] | null, shar
     const off = `${error.toPrecision(3)} off, ${limit.toPrecision(3)} allowed`;
     problem = `The model computes something else here than where it was made (${off}). Do not trust what it says.`;
   }
-  return { logits: found, error, limit, same, problem };
+  return { verdict: problem ? "bad" : "good", logits: found, expected, error, limit, same, problem };
+}
+
+/** why: words in front of a comma */
+export function unchecked(why: string, found: number[][] = []): GoldenCheck {
+  const problem = `${why}, so nobody can tell whether it works well here.`;
+  return { verdict: "unknown", logits: found, expected: null, error: null, limit: null, same: 0, problem };
 }

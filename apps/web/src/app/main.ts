@@ -1,21 +1,21 @@
 /** The page: loads the model, and brings pictures to it and answers back. */
 
-import type { Pixels } from "../inference";
+import type { Pixels, Timed } from "../inference";
 import { messageOf } from "../messages";
 import { showAnswer, showFigures } from "./answer";
 import { glance, showBought, type Times } from "./bought";
 import { Camera, CameraError } from "./camera";
-import { showCard, threads } from "./card";
-import { at, make } from "./dom";
-import { Engine, tryGpu } from "./engine";
+import { type Here, showCard, showFacts, threads } from "./card";
+import { at, pause } from "./dom";
+import { Engine } from "./engine";
 import { milliseconds } from "./format";
-import type { GoldenCheck } from "./golden";
-import { addressOf, fileOf, type Manifest, ModelError, readManifest, type Role } from "./manifest";
+import { tryGpu } from "./gpu";
+import { fileOf, type Manifest, ModelError, readManifest, type Role } from "./manifest";
 import { clear, notice } from "./notices";
 import { keepOffline } from "./offline";
-import { choosePictures } from "./pictures";
+import { choosePictures, offerSamples } from "./pictures";
 import { Recent } from "./recent";
-import { validate } from "./validation";
+import { offer, validate } from "./validation";
 import { showViews } from "./views";
 
 const base = new URL("./", location.href).href;
@@ -26,8 +26,6 @@ const PREVIEW = 1280;
 const SHOW_MS = 120;
 /** How often it is looked whether nobody wants anything. */
 const IDLE_MS = 500;
-/** What has been asked of an engine is done by then. */
-const GRACE_MS = 10_000;
 /** Inferences of a photo that are timed, behind one that wakes threads and fills caches. */
 const PHOTO_RUNS = 5;
 
@@ -35,58 +33,100 @@ const video = at<HTMLVideoElement>("video");
 const camera = new Camera(video);
 let manifest: Manifest;
 let engine: Engine;
-let goldenCheck: GoldenCheck | null = null;
+/** the golden pictures, as far as they are here */
+let goldens: Pixels[] = [];
 let times: Times | null = null;
 let role: Role = "pruned";
 /** the photo on show */
 let photo: { pixels: Pixels; size: string } | null = null;
-let live = false;
+let watching: "no" | "starting" | "live" = "no";
 /** counts what is on show: what comes late for an earlier one is dropped */
 let turn = 0;
-let checking = false;
-/** "works offline" once it does */
-let offline = "";
-/** why the graphics processor is not used */
-let noGpu = "";
+/** the turn that the page's going out of sight began, and its coming back ends */
+let interrupted = -1;
+/** ends the check that runs */
+let check: AbortController | null = null;
+/** the graphics processor's, which a check waits for */
+let trial: Promise<unknown> = Promise.resolve();
+let recovery: Promise<void> | null = null;
+const here: Here = { golden: "not looked at yet", graphics: "", offline: "" };
+
+/** Whatever was going on is not wanted any more: the camera goes off, and what comes late is dropped. */
+function supersede(): number {
+  camera.stop();
+  watching = "no";
+  at("busy").hidden = at("flip").hidden = true;
+  at("spoken").textContent = "";
+  return ++turn;
+}
+
+/** One inference. A graphics processor that fails is given up, and the processor asked. */
+async function time(pixels: Pixels): Promise<Timed> {
+  const [asked, of] = [engine, role];
+  try {
+    return await asked.time(of, pixels);
+  } catch (error) {
+    if (asked.accelerator !== "webgpu") throw error;
+    if (engine === asked) await (recovery ??= leaveGpu(asked, messageOf(error)).finally(() => (recovery = null)));
+    return engine.time(of, pixels);
+  }
+}
 
 // Photos
 
 async function look(source: Blob): Promise<void> {
-  stopLive();
-  const mine = ++turn;
   clear("picture");
+  if (check) {
+    notice("picture", "note", "A check runs", "A picture would spoil its times: choose one once it is done.");
+    return;
+  }
+  clear("camera");
+  const mine = supersede();
+  photo = null;
+  show(document.body.dataset["source"] === "photo" ? "photo" : "none");
   at("busy").hidden = false;
   try {
     const prepared = await engine.prepare(source, PREVIEW);
-    if (mine !== turn) return;
+    if (mine !== turn) {
+      prepared.preview?.close();
+      return;
+    }
     photo = { pixels: prepared.pixels, size: `${prepared.width} × ${prepared.height}` };
     const canvas = at<HTMLCanvasElement>("photo");
     canvas.width = prepared.preview!.width;
     canvas.height = prepared.preview!.height;
     canvas.getContext("bitmaprenderer")!.transferFromImageBitmap(prepared.preview);
-    show("photo");
     await classifyPhoto();
   } catch (error) {
-    if (mine === turn) notice("picture", "warning", "That did not work", messageOf(error));
-  } finally {
-    if (mine === turn) at("busy").hidden = true;
+    if (mine !== turn) return;
+    at("busy").hidden = true;
+    show("none");
+    notice("picture", "warning", "That did not work", messageOf(error));
   }
 }
 
 async function classifyPhoto(): Promise<void> {
   if (!photo) return;
-  const mine = turn;
   const { pixels, size } = photo;
-  const of = role;
-  const { logits } = await engine.time(of, pixels);
-  if (mine !== turn || of !== role) return;
-  showAnswer(manifest.labels, logits);
-  const recent = new Recent();
-  for (let i = 0; i < PHOTO_RUNS; i++) {
-    recent.add((await engine.time(of, pixels)).milliseconds, performance.now());
-    if (mine !== turn || of !== role) return;
+  const mine = supersede();
+  show("photo");
+  at("busy").hidden = false;
+  try {
+    const { logits } = await time(pixels);
+    if (mine !== turn) return;
+    showAnswer(manifest.labels, logits, false);
+    at("busy").hidden = true;
+    const recent = new Recent();
+    for (let i = 0; i < PHOTO_RUNS; i++) {
+      recent.add((await time(pixels)).milliseconds, performance.now());
+      if (mine !== turn) return;
+    }
+    showFigures([["inference, p50", milliseconds(recent.p50)], ["picture", size]]);
+  } catch (error) {
+    if (mine !== turn) return;
+    at("busy").hidden = true;
+    notice("picture", "warning", "That did not work", messageOf(error));
   }
-  showFigures([["inference, p50", milliseconds(recent.p50)], ["picture", size]]);
 }
 
 // Camera
@@ -98,19 +138,25 @@ async function startLive(begin: () => Promise<void> = () => camera.start(cameraE
     at("shot").click();
     return;
   }
-  const mine = ++turn;
+  const flips = watching === "live";
+  const mine = supersede();
+  photo = null;
+  watching = "starting";
+  show(flips ? "camera" : "none");
   try {
     await begin();
+    if (mine !== turn) return;
+    watching = "live";
+    show("camera");
+    const several = await Camera.several();
+    if (mine !== turn) return;
+    at("flip").hidden = !several;
   } catch (error) {
+    if (mine !== turn) return;
     stopLive();
     notice("camera", "warning", "No camera", error instanceof CameraError ? error.message : messageOf(error));
     return;
   }
-  if (mine !== turn) return;
-  live = true;
-  photo = null;
-  show("camera");
-  at("flip").hidden = !(await Camera.several());
   await follow(mine);
 }
 
@@ -125,13 +171,13 @@ async function follow(mine: number): Promise<void> {
       if (mine !== turn) return;
       if (of !== role) recent = new Recent();
       of = role;
-      const { logits, milliseconds: taken } = await engine.time(role, pixels);
+      const { logits, milliseconds: taken } = await time(pixels);
       if (mine !== turn) return;
       const now = performance.now();
       recent.add(taken, now);
       if (now - shownAt < SHOW_MS) continue;
       shownAt = now;
-      showAnswer(manifest.labels, logits);
+      showAnswer(manifest.labels, logits, true);
       showFigures([
         ["pictures", recent.rate === null ? "–" : `${recent.rate.toFixed(1)} /s`],
         ["p50", milliseconds(recent.p50)],
@@ -147,11 +193,8 @@ async function follow(mine: number): Promise<void> {
 }
 
 function stopLive(): void {
-  turn++;
-  camera.stop();
-  if (live) show("none");
-  live = false;
-  at("flip").hidden = true;
+  supersede();
+  show("none");
 }
 
 function cameraEnded(): void {
@@ -159,20 +202,26 @@ function cameraEnded(): void {
   notice("camera", "warning", "The camera stopped", "It was taken away. Start it again, or choose a photo.");
 }
 
-/** none, photo or camera */
+/** none, photo or camera; what was found out about the one before goes */
 function show(source: string): void {
   document.body.dataset["source"] = source;
   at("empty").hidden = source !== "none";
   at("photo").hidden = source !== "photo";
   video.hidden = source !== "camera";
   at("crop").hidden = source === "none";
+  at("top").hidden = at("figures").hidden = true;
+  at("samples").hidden = source === "camera" || manifest.golden.length === 0;
   const [use, text] = [at("live").querySelector("use")!, at("live").querySelector("span")!];
-  use.setAttribute("href", source === "camera" ? "#i-stop" : "#i-camera");
-  text.textContent = source === "camera" ? "Stop" : Camera.available ? "Camera" : "Take photo";
-  if (source === "none") {
-    at("top").hidden = at("figures").hidden = true;
-    at("samples").hidden = manifest.golden.length === 0;
-  }
+  use.setAttribute("href", watching === "no" ? "#i-camera" : "#i-stop");
+  text.textContent = watching !== "no" ? "Stop" : Camera.available ? "Camera" : "Take photo";
+}
+
+/** What can be used now: while a check runs, nothing whose work would spoil its times. */
+function allow(): void {
+  for (const id of ["live", "flip", "choose"]) at<HTMLButtonElement>(id).disabled = check !== null;
+  for (const button of at("sample-list").querySelectorAll("button")) button.disabled = check !== null;
+  at<HTMLFieldSetElement>("switch").disabled = check !== null || engine.roles.size < 2;
+  at("check-run").querySelector("span")!.textContent = check ? "Cancel" : "Run the check";
 }
 
 // The model
@@ -186,26 +235,11 @@ function frameCrop(): void {
   at("crop").classList.toggle("whole", inset < 0.5);
 }
 
-function offerSamples(): void {
-  const items = manifest.golden.slice(0, 8).map((golden, i) => {
-    const image = document.createElement("img");
-    image.src = addressOf(folder, golden);
-    image.alt = "";
-    const button = make("button", "", "", image);
-    button.ariaLabel = `Test picture ${i + 1}`;
-    button.addEventListener("click", async () => {
-      const response = await fetch(image.src).catch(() => null);
-      if (response?.ok) await look(await response.blob());
-    });
-    return make("li", "", "", button);
-  });
-  at("sample-list").replaceChildren(...items);
-}
-
 /** Take the time of both models while nobody wants anything else. */
-async function compareTimes(picture: Pixels | undefined): Promise<void> {
-  const idle = () => !live && !checking && !document.hidden && at("busy").hidden === true;
-  while (picture && engine.roles.size === 2 && !times) {
+async function compareTimes(): Promise<void> {
+  const idle = () => watching === "no" && !check && !document.hidden && at("busy").hidden === true;
+  const picture = goldens[0] ?? engine.grey();
+  while (engine.roles.size === 2 && !times) {
     times = idle() ? await glance(engine, picture, idle) : null;
     if (!times) await pause(IDLE_MS);
   }
@@ -213,44 +247,38 @@ async function compareTimes(picture: Pixels | undefined): Promise<void> {
 }
 
 async function runCheck(): Promise<void> {
-  checking = true;
-  stopLive();
-  at<HTMLButtonElement>("check-run").disabled = true;
+  const mine = (check = new AbortController());
+  if (photo) supersede();
+  else stopLive();
+  allow();
+  clear("check");
   at("check-progress").hidden = false;
   at("check-save").hidden = at("check-share").hidden = true;
+  at("check-said").textContent = "The check runs";
+  at("check-text").textContent = "Waiting for what is under way";
+  at<HTMLProgressElement>("check-bar").value = 0;
   try {
     const chosen = document.querySelector<HTMLInputElement>("input[name=protocol]:checked")!.value;
-    offer(await validate(engine, folder, chosen));
+    await trial;
+    mine.signal.throwIfAborted();
+    offer(await validate(engine, folder, chosen, mine.signal));
+    at("check-said").textContent = "The check is done";
   } catch (error) {
-    notice("check", "warning", "The check broke off", messageOf(error));
+    at("check-said").textContent = "";
+    if (!mine.signal.aborted) notice("check", "warning", "The check broke off", messageOf(error));
   } finally {
-    checking = false;
+    check = null;
+    allow();
     at("check-progress").hidden = true;
-    at<HTMLButtonElement>("check-run").disabled = false;
+    if (photo && at("figures").hidden) void classifyPhoto();
   }
-}
-
-/** The result of a check as a file. */
-function offer(result: object): void {
-  const file = new File([JSON.stringify(result, null, 2)], "classifier-check.json", { type: "application/json" });
-  const save = at<HTMLButtonElement>("check-save");
-  save.hidden = false;
-  save.onclick = () => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(file);
-    link.download = file.name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  };
-  const share = at<HTMLButtonElement>("check-share");
-  share.hidden = !navigator.canShare?.({ files: [file] });
-  share.onclick = () => void navigator.share({ files: [file] }).catch(() => {}); // whoever shares may change their mind
 }
 
 function showStatus(): void {
   const { runtime, threads: number } = engine.runtime;
-  at("status").textContent = [`${runtime}, ${threads(number)}`, offline].filter(Boolean).join(" · ");
-  showCard(manifest, engine.runtime, goldenWords(), noGpu && `not used: ${noGpu}`);
+  const works = document.body.dataset["offline"] === "yes" ? "works offline" : "";
+  at("status").textContent = [`${runtime}, ${threads(number)}`, works].filter(Boolean).join(" · ");
+  showFacts(manifest, engine.runtime, here);
 }
 
 async function main(): Promise<void> {
@@ -258,41 +286,57 @@ async function main(): Promise<void> {
   manifest = await readManifest(folder);
   frameCrop();
   showBought(manifest, null);
-  showCard(manifest, null, goldenWords(), "");
+  showCard(manifest);
+  showFacts(manifest, null, here);
   engine = await Engine.start(manifest, base);
   await engine.load("pruned");
   ready();
-  const pictures = await engine.goldens();
-  goldenCheck = await engine.check(pictures);
-  if (goldenCheck.problem) notice("golden", "error", "This model is not to be trusted here", goldenCheck.problem);
-  showStatus();
-  document.body.dataset["golden"] = goldenCheck.problem ? "bad" : "good";
+  await checkGoldens();
   await loadDense();
-  void compareTimes(pictures[0]).then(() => improve(pictures));
+  void compareTimes()
+    .then(improve)
+    .catch(notCompared);
   await stayOffline();
 }
 
 function ready(): void {
-  for (const id of ["live", "choose", "check-run"]) at<HTMLButtonElement>(id).disabled = false;
   at("loading").hidden = true;
   at("empty-text").textContent = "Point the camera at something, or drop a photo here";
   document.body.dataset["state"] = "ready";
-  offerSamples();
+  offerSamples(manifest, folder, (file) => void look(file));
   show("none");
   showStatus();
+  allow();
+  at<HTMLButtonElement>("check-run").disabled = false;
   choosePictures((file) => void look(file));
-  at("live").addEventListener("click", () => (live ? stopLive() : void startLive()));
+  at("live").addEventListener("click", () => (watching === "no" ? void startLive() : stopLive()));
   at("flip").addEventListener("click", () => void startLive(() => camera.flip(cameraEnded)));
-  at("check-run").addEventListener("click", () => void runCheck());
+  at("check-run").addEventListener("click", () => (check ? check.abort() : void runCheck()));
   window.addEventListener("hashchange", () => {
-    if (live && document.body.dataset["view"] !== "classify") stopLive();
+    if (watching !== "no" && document.body.dataset["view"] !== "classify") stopLive();
   });
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden && live) {
+    if (document.hidden && watching !== "no") {
       stopLive();
-      document.addEventListener("visibilitychange", () => void startLive(), { once: true });
+      interrupted = turn;
+    } else if (!document.hidden && interrupted === turn && document.body.dataset["view"] === "classify") {
+      void startLive();
     }
   });
+}
+
+async function checkGoldens(): Promise<void> {
+  const [pictures, found] = await engine.checkGoldens();
+  goldens = pictures;
+  here.golden = {
+    unknown: "could not be checked",
+    bad: "the numbers differ",
+    good: `${found.same} of ${manifest.golden.length} the same, ${found.error?.toPrecision(2)} off`,
+  }[found.verdict];
+  if (found.verdict === "bad") notice("golden", "error", "This model is not to be trusted here", found.problem!);
+  if (found.verdict === "unknown") notice("golden", "warning", "This model could not be checked here", found.problem!);
+  showStatus();
+  document.body.dataset["golden"] = found.verdict;
 }
 
 async function loadDense(): Promise<void> {
@@ -303,7 +347,7 @@ async function loadDense(): Promise<void> {
     notice("dense", "note", "Only the pruned model is here", messageOf(error));
     return;
   }
-  at<HTMLFieldSetElement>("switch").disabled = false;
+  allow();
   at("switch").addEventListener("change", ({ target }) => {
     role = (target as HTMLInputElement).value as Role;
     document.body.dataset["role"] = role;
@@ -312,55 +356,81 @@ async function loadDense(): Promise<void> {
 }
 
 /** Change over to the graphics processor, if there is one and it is right and faster. */
-async function improve(pictures: Pixels[]): Promise<void> {
+async function improve(): Promise<void> {
   if (!("gpu" in navigator)) return;
-  const found = await tryGpu(engine, base, pictures);
-  document.body.dataset["gpu"] = found instanceof Engine ? "yes" : "no";
+  while (check) await pause(IDLE_MS);
+  const trying = tryGpu(engine, base, goldens);
+  trial = trying.catch(() => {});
+  const found = await trying;
   if (!(found instanceof Engine)) {
-    noGpu = found.why;
+    document.body.dataset["gpu"] = "no";
+    here.graphics = `not used: ${found.why}`;
     showStatus();
-    if (found.failed) notice("gpu", "note", "The processor computes", `The graphics processor is not used: ${noGpu}.`);
+    // Without a network its part of the runtime may just not be here.
+    if (found.failed && navigator.onLine) {
+      notice("gpu", "note", "The processor computes", `The graphics processor is not used: ${found.why}.`);
+    }
     return;
   }
-  while (checking) await pause(IDLE_MS);
+  while (check) await pause(IDLE_MS);
   const before = engine;
   engine = found;
-  setTimeout(() => before.stop(), GRACE_MS);
   times = null;
+  document.body.dataset["gpu"] = "yes";
   showStatus();
-  await compareTimes(pictures[0]);
+  void before.retire();
+  await Promise.all([compareTimes(), stayOffline()]);
+}
+
+/** Back to the processor: the graphics processor has failed, as it may once the device has slept. */
+async function leaveGpu(failed: Engine, why: string): Promise<void> {
+  const cpu = await Engine.start(manifest, base);
+  for (const each of failed.roles) await cpu.load(each);
+  engine = cpu;
+  failed.stop();
+  document.body.dataset["gpu"] = "no";
+  here.graphics = `not used: it failed (${why})`;
+  showStatus();
+  notice("gpu", "note", "The processor computes", `The graphics processor has failed: ${why}.`);
+  times = null;
+  void compareTimes().catch(notCompared);
 }
 
 async function stayOffline(): Promise<void> {
   try {
     const kept = await keepOffline(engine.runtime.files);
     document.body.dataset["offline"] = kept?.offline ? "yes" : "no";
-    offline = kept?.offline ? "works offline" : "";
-    showStatus();
-    if (kept?.newModel) {
-      const again: [string, () => void] = ["Reload", () => location.reload()];
-      notice("update", "note", "A new model is here", "It is used from the next start on.", again);
-    }
+    here.offline = kept?.offline ? "yes" : kept?.why ? `not yet: ${kept.why}` : "no";
+    if (kept?.newModel) offerNewModel();
   } catch (error) {
     document.body.dataset["offline"] = "no";
+    here.offline = `no: ${messageOf(error)}`;
     console.warn("not kept for offline use:", messageOf(error));
   }
+  showStatus();
 }
 
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
+function notCompared(error: unknown): void {
+  console.warn("times not taken:", messageOf(error));
 }
 
-function goldenWords(): string {
-  if (!goldenCheck) return "not looked at yet";
-  if (goldenCheck.problem) return "the numbers differ";
-  return `${goldenCheck.same} of ${manifest.golden.length} right, ${goldenCheck.error!.toPrecision(2)} off`;
+function offerNewModel(): void {
+  const again: [string, () => void] = ["Reload", () => location.reload()];
+  notice("update", "note", "A new model is here", "It is used from the next start on.", again);
 }
 
-main().catch((error: unknown) => {
+async function failed(error: unknown): Promise<void> {
+  supersede();
   document.body.dataset["state"] = "failed";
+  for (const id of ["live", "choose", "check-run"]) at<HTMLButtonElement>(id).disabled = true;
   at("loading").hidden = true;
   at("empty-text").textContent = "There is no model to look with.";
   const advice = error instanceof ModelError ? "" : " Load the page again; if that does not help, deploy the model again.";
   notice("model", "error", "The model cannot be used", messageOf(error) + advice);
-});
+  // What is kept here would fail at every start: whatever is there instead by now is fetched.
+  const kept = await keepOffline([]).catch(() => null);
+  document.body.dataset["asked"] = "yes";
+  if (kept?.newModel) offerNewModel();
+}
+
+main().catch(failed);

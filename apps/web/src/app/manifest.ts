@@ -69,7 +69,7 @@ const FORMAT = "tflite";
 
 /** folder: URL of the manifest's folder, with / at the end. Raises ModelError. */
 export async function readManifest(folder: string): Promise<Manifest> {
-  const response = await fetch(`${folder}manifest.json`).catch((error: unknown) => {
+  const response = await fetch(`${folder}manifest.json`, { cache: "reload" }).catch((error: unknown) => {
     throw new ModelError(`The model's description cannot be loaded (${messageOf(error)}).`);
   });
   if (response.status === 404) throw new ModelError("No model has been deployed into this app yet.");

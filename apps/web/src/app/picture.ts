@@ -20,12 +20,10 @@ const PIXELS_MAX = 178_956_970;
 const PIXELS_PER_GIB = 50e6;
 /** Of a canvas; wider pictures are read in pieces. */
 const SIDE_MAX = 8192;
-/** Colours as they stand in the file, upright: what the pipeline sees. */
-const AS_STORED: ImageBitmapOptions = {
-  imageOrientation: "from-image",
-  colorSpaceConversion: "none",
-  premultiplyAlpha: "none",
-};
+/** Of browsers that do not tell: what a phone lends a page. */
+const MEMORY_GIB = 2;
+/** Colours as they stand in the file: what the pipeline sees. Upright is the default; older browsers refuse its name. */
+const AS_STORED: ImageBitmapOptions = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
 
 /** preview: longer side of the picture to show, in pixels, 0 for none */
 export async function prepare(source: Blob | ImageBitmap, rule: ResizeRule, preview: number): Promise<Prepared> {
@@ -42,7 +40,7 @@ export async function prepare(source: Blob | ImageBitmap, rule: ResizeRule, prev
 async function decode(file: Blob): Promise<ImageBitmap> {
   if (file.size === 0) throw new PictureError("This file is empty.");
   const { kind, pixels } = readHeader(new Uint8Array(await file.slice(0, HEADER_BYTES).arrayBuffer()));
-  const memory = (navigator as { deviceMemory?: number }).deviceMemory ?? 8; // GiB, as far as the browser tells
+  const memory = (navigator as { deviceMemory?: number }).deviceMemory ?? MEMORY_GIB;
   const most = Math.min(PIXELS_MAX, memory * PIXELS_PER_GIB);
   if (pixels !== null && pixels > most) {
     const [is, may] = [pixels, most].map((count) => Math.round(count / 1e6));
@@ -50,7 +48,8 @@ async function decode(file: Blob): Promise<ImageBitmap> {
   }
   try {
     return await createImageBitmap(file, AS_STORED);
-  } catch {
+  } catch (error) {
+    if (error instanceof TypeError) throw error; // it is the browser that refuses, not the picture that is at fault
     if (kind === null) throw new PictureError("This file is no picture that this browser can read.");
     if (kind === "HEIC") throw new PictureError("This browser cannot read HEIC pictures. A JPEG would do.");
     throw new PictureError(`This ${kind} picture is damaged, or too large for this device.`);
@@ -65,11 +64,13 @@ function shrink(bitmap: ImageBitmap, longest: number): Promise<ImageBitmap> {
   return createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "medium" });
 }
 
+/** One for all pictures: a new one for every frame of a camera would fill the memory faster than it is given back. */
+let canvas: OffscreenCanvas | null = null;
+
 /** Rows of a bitmap by way of a small canvas. */
 class Strips implements Source {
   readonly width: number;
   readonly height: number;
-  private canvas: OffscreenCanvas | null = null;
 
   constructor(private readonly bitmap: ImageBitmap) {
     this.width = bitmap.width;
@@ -90,9 +91,9 @@ class Strips implements Source {
   }
 
   private piece(left: number, top: number, width: number, height: number): Uint8ClampedArray {
-    if (this.canvas?.width !== width || this.canvas.height !== height) this.canvas = new OffscreenCanvas(width, height);
+    if (canvas?.width !== width || canvas.height !== height) canvas = new OffscreenCanvas(width, height);
     // Read from here alone: a canvas in the graphics card's memory would have to be fetched back each time.
-    const context = this.canvas.getContext("2d", { willReadFrequently: true });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     if (!context) throw new PictureError("This browser cannot read a picture's pixels.");
     context.globalCompositeOperation = "copy";
     context.drawImage(this.bitmap, left, top, width, height, 0, 0, width, height);

@@ -1,6 +1,7 @@
-/** The ways that a photo gets in: chosen, taken, dropped, pasted. */
+/** The ways that a photo gets in: chosen, taken, dropped, pasted, one of the golden ones. */
 
-import { at } from "./dom";
+import { at, make } from "./dom";
+import { addressOf, type Manifest } from "./manifest";
 
 export function choosePictures(take: (file: File) => void): void {
   at("choose").addEventListener("click", () => at("file").click());
@@ -33,4 +34,21 @@ export function choosePictures(take: (file: File) => void): void {
     location.hash = "#classify";
     take(file);
   });
+}
+
+/** folder: URL of the model's, with / at the end */
+export function offerSamples(manifest: Manifest, folder: string, take: (file: Blob) => void): void {
+  const items = manifest.golden.slice(0, 8).map((golden, i) => {
+    const image = document.createElement("img");
+    image.src = addressOf(folder, golden);
+    image.alt = "";
+    const button = make("button", "", "", image);
+    button.ariaLabel = `Test picture ${i + 1}`;
+    button.addEventListener("click", async () => {
+      const response = await fetch(image.src).catch(() => null);
+      if (response?.ok) take(await response.blob());
+    });
+    return make("li", "", "", button);
+  });
+  at("sample-list").replaceChildren(...items);
 }

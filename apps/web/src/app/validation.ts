@@ -3,22 +3,49 @@
 import { conditions, describe } from "../device";
 import { argmax, watchHidden } from "../job";
 import { invalid, type LatencyResult, type Protocol } from "../latency";
+import { keepAwake } from "./awake";
 import { at, make } from "./dom";
 import type { Engine } from "./engine";
 import { label, milliseconds } from "./format";
 import type { GoldenCheck } from "./golden";
 import { addressOf, fileOf, type Manifest, type Role } from "./manifest";
 
+/** How long whoever takes a file may need for that. */
+const TAKING_MS = 60_000;
 /** As in targets/latency.py. */
 const PROTOCOLS: Record<string, Protocol> = {
   quick: { name: "quick", seconds: 10, min_samples: 128, warmup: 10, cooldown_s: 1 },
   full: { name: "full", seconds: 60, min_samples: 1024, warmup: 32, cooldown_s: 10 },
 };
 
+const VERDICTS = {
+  good: "✓ It computes what it should",
+  bad: "✗ It does not compute what it should",
+  unknown: "– It could not be checked",
+};
+
 export type Result = Record<string, unknown>;
 
-/** Runs it and shows it. Names in what it returns are those of targets/devices/job.py, where they mean the same. */
-export async function validate(engine: Engine, folder: string, protocolName: string): Promise<Result> {
+/**
+ * Runs it and shows it. Names in what it returns are those of targets/devices/job.py, where they mean the same.
+ *
+ * stop: ends it early, by an exception
+ */
+export async function validate(
+  engine: Engine,
+  folder: string,
+  protocolName: string,
+  stop: AbortSignal,
+): Promise<Result> {
+  const sleep = keepAwake(); // a screen that goes dark would make its times void
+  try {
+    return await run(engine, folder, protocolName, stop);
+  } finally {
+    sleep();
+  }
+}
+
+async function run(engine: Engine, folder: string, protocolName: string, stop: AbortSignal): Promise<Result> {
   const protocol = PROTOCOLS[protocolName]!;
   const { manifest } = engine;
   const entry = fileOf(manifest, "pruned")!;
@@ -28,20 +55,23 @@ export async function validate(engine: Engine, folder: string, protocolName: str
   };
   progress(0, "Golden pictures");
   const wasHidden = watchHidden();
-  const pictures = await engine.goldens();
-  const golden = await engine.check(pictures);
+  const [pictures, golden] = await engine.checkGoldens();
   at("check-results").replaceChildren(showGolden(manifest, golden, folder));
   const before = await conditions();
   progress(0.05, "Letting the device rest");
   const roles = [...engine.roles];
-  const seconds = (done: number) => Math.min(done, protocol.seconds);
-  let times: Partial<Record<Role, LatencyResult>> = {};
-  if (pictures[0]) {
-    times = await engine.measure(roles, pictures[0], protocol, (done) => {
-      const [whole, all] = [Math.round(seconds(done)), protocol.seconds];
-      progress(0.1 + (0.9 * seconds(done)) / all, `Time of an inference: ${whole} of ${all} s`);
-    });
-  }
+  stop.throwIfAborted();
+  const times: Partial<Record<Role, LatencyResult>> = await engine.measure(
+    roles,
+    pictures[0] ?? engine.grey(),
+    protocol,
+    (done) => {
+      const { seconds, min_samples: enough } = protocol;
+      const rest = done < seconds ? `of ${seconds} s` : `s, until there are ${enough} inferences`;
+      progress(0.1 + 0.9 * Math.min(done / seconds, 1), `Time of an inference: ${Math.round(done)} ${rest}`);
+    },
+    stop,
+  );
   if (wasHidden()) {
     const why = "the page was not in front all the time, and browsers slow down what is not";
     for (const role of roles) times[role] = invalid(times[role]!, why);
@@ -73,28 +103,32 @@ export async function validate(engine: Engine, folder: string, protocolName: str
 
 function showGolden(manifest: Manifest, golden: GoldenCheck, folder: string): HTMLElement {
   const total = manifest.golden.length;
-  const good = golden.problem === null;
   const list = make("ul", "", "goldens");
-  for (const [i, picture] of manifest.golden.entries()) {
+  for (const [i, logits] of golden.logits.entries()) {
+    const picture = manifest.golden[i]!;
     const image = document.createElement("img");
     image.src = addressOf(folder, picture);
     image.alt = "";
     image.width = manifest.input.width;
     image.height = manifest.input.height;
-    const [found, expected] = [argmax(golden.logits[i]!), argmax(picture.model)];
-    const text = make("span", label(manifest.labels[found] ?? "nothing"));
-    const sign = make("span", found === expected ? "✓" : "✗", found === expected ? "good" : "bad");
-    sign.ariaLabel = found === expected ? "as expected" : `expected ${label(manifest.labels[expected]!)}`;
-    sign.role = "img";
-    list.append(make("li", "", "", image, text, sign));
+    const found = argmax(logits);
+    const item = make("li", "", "", image, make("span", label(manifest.labels[found] ?? "nothing")));
+    if (golden.expected) {
+      const expected = argmax(golden.expected[i]!);
+      const sign = make("span", found === expected ? "✓" : "✗", found === expected ? "good" : "bad");
+      sign.ariaLabel = found === expected ? "as expected" : `expected ${label(manifest.labels[expected]!)}`;
+      sign.role = "img";
+      item.append(sign);
+    }
+    list.append(item);
   }
   const largest = golden.error === null ? "not a number" : golden.error.toPrecision(3);
-  const allowed = golden.limit === null ? "nothing to hold it against" : `${golden.limit.toPrecision(3)} allowed`;
+  const allowed = `${golden.limit?.toPrecision(3)} allowed`;
   return make(
-    "div", "", `card verdict ${good ? "good" : "bad"}`,
-    make("h2", good ? "✓ It computes what it should" : "✗ It does not compute what it should"),
+    "div", "", `card verdict ${golden.verdict}`,
+    make("h2", VERDICTS[golden.verdict]),
     make("p", golden.problem ?? `${golden.same} of ${total} pictures get the same class.`),
-    make("p", `Largest difference of a logit: ${largest}, ${allowed}.`, "quiet"),
+    ...(golden.expected ? [make("p", `Largest difference of a logit: ${largest}, ${allowed}.`, "quiet")] : []),
     list,
   ); // prettier-ignore
 }
@@ -117,4 +151,21 @@ function showTimes(times: Partial<Record<Role, LatencyResult>>): HTMLElement {
   const why = found.find(([, result]) => result.why_invalid)?.[1].why_invalid;
   const note = why ? `These times do not count: ${why}.` : "Measured one after the other, dense and pruned in turn.";
   return make("div", "", "card", make("h2", "Time of an inference"), table, make("p", note, why ? "warn" : "quiet"));
+}
+
+/** The result of a check as a file. */
+export function offer(result: Result): void {
+  const file = new File([JSON.stringify(result, null, 2)], "classifier-check.json", { type: "application/json" });
+  const save = at<HTMLButtonElement>("check-save");
+  save.hidden = false;
+  save.onclick = () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(file);
+    link.download = file.name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), TAKING_MS);
+  };
+  const share = at<HTMLButtonElement>("check-share");
+  share.hidden = !navigator.canShare?.({ files: [file] });
+  share.onclick = () => void navigator.share({ files: [file] }).catch(() => {}); // whoever shares may change their mind
 }

@@ -3,6 +3,11 @@
 const VIEWS = ["classify", "check", "model"];
 
 export function showViews(): void {
+  // By its address alone the link would be a fourth view.
+  document.querySelector(".skip")!.addEventListener("click", (event) => {
+    event.preventDefault();
+    document.getElementById("main")!.focus();
+  });
   const open = () => {
     const wanted = location.hash.slice(1);
     const view = VIEWS.includes(wanted) ? wanted : VIEWS[0]!;
