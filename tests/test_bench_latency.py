@@ -51,6 +51,7 @@ def test_both_budgets_are_predicted_to_be_equally_fast(image_folder, tmp_path, m
     params, latency = rows
     assert (params["budget"], latency["budget"]) == ("params", "latency")
     assert latency["latency_ms_target"] == params["latency_ms_predicted"]
-    assert 0.97 * latency["latency_ms_target"] < latency["latency_ms_predicted"] <= latency["latency_ms_target"]
+    of_asked = latency["latency_ms_predicted"] / latency["latency_ms_target"]
+    assert 0.97 < of_asked < 1 + 1e-4  # the allocator's table holds whole nanoseconds
     assert all(row["latency_ms_p50"] > 0 and row["images"] == 18 for row in rows)
     assert bench.report(rows).count("\n") == 9
