@@ -15,8 +15,8 @@ BUNDLE = "classifier"
 """the folder that the Raspberry Pi's archive unpacks into"""
 APP_FILES = ("classify", "install.sh", "classifier.service")
 TARGETS = Path(manifest.__file__).parent
-SHARED = ("manifest.py", *PACKAGE)
-"""files of targets that run on a board: measuring, loading and reading the manifest are the pipeline's own"""
+SHARED = ("manifest.py", "picture.py", *PACKAGE)
+"""files of targets that run on a board: measuring, loading, reading the manifest and pictures are the pipeline's own"""
 REQUIREMENTS = {
     "requirements.txt": "devices/requirements-board.txt",
     "requirements-executorch.txt": "devices/requirements-board-executorch.txt",

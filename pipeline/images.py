@@ -6,20 +6,17 @@ of 16, Pillow itself would cut off all above 255). Of an animation, or of a file
 """
 
 import io
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")  # PostScript is left out: it is a program
-# Pillow refuses more than twice its limit (179 million pixels), which no photo has and a decompression bomb does. Above
-# the limit itself (89 million) it only warns: phones take such photos, and there is nothing to be done about it.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+from targets.picture import FORMATS, orientation, rgb
 
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation
+# By EXIF orientation. Apps on boards have their own in NumPy: they do without OpenCV.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
     4: lambda pixels: cv2.flip(pixels, 0),
@@ -63,7 +60,7 @@ class _Jpeg(Picture):
     """A JPEG file: its size is read from its header, its pixels are decoded when they are asked for."""
 
     def __init__(self, data: bytes, where: str, image: Image.Image) -> None:
-        self.data, self.where, self.orientation = data, where, _orientation(image)
+        self.data, self.where, self.orientation = data, where, orientation(image)
         self.width, self.height = image.size[::-1] if self.orientation in _SIDEWAYS else image.size
         self.cmyk = image.mode == "CMYK"
 
@@ -138,21 +135,8 @@ def _reason(data: bytes, error: Exception) -> str:
 
 def _decoded(image: Image.Image) -> np.ndarray:
     image.load()
-    orientation = _orientation(image)  # not before: in a PNG it may follow the pixels, and Pillow itself turns a TIFF
-    if not image.mode.startswith(("I", "F")):
-        return _upright(np.asarray(image.convert("RGB")), orientation)
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
-        raise ValueError("it holds 32-bit values of an unknown range: save it with 8 or 16 bits")
-    return _upright(np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1), orientation)
+    return _upright(rgb(image), orientation(image))
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF data that is damaged says nothing about the pixels: they are shown as stored
-        return 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    return _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
+def _upright(pixels: np.ndarray, turned: int) -> np.ndarray:
+    return _UPRIGHT[turned](pixels) if turned in _UPRIGHT else pixels

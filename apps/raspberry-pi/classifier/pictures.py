@@ -2,23 +2,18 @@
 
 import io
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError
 
 from targets.manifest import InputSpec
+from targets.picture import AVIF, FORMATS, orientation, rgb
 
-AVIF = "avif" in features.get_supported_modules()
-"""a system's own Pillow may be too old for it"""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", *([".avif"] if AVIF else []))
 LARGEST_RESIZED = 100_000_000
 """pixels of a resized strip above which only the part that is kept is made"""
-# Above twice as many pixels Pillow refuses a file. Phones take photos that it warns of.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation
     2: lambda pixels: pixels[:, ::-1],
@@ -39,26 +34,14 @@ def read(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()
-            turn = _UPRIGHT.get(_orientation(image), np.asarray)
-            if not image.mode.startswith(("I", "F")):
-                return np.ascontiguousarray(turn(np.asarray(image.convert("RGB"))))
-            values = np.asarray(image)  # 16 bits: the upper 8, where Pillow would cut off all above 255
-            if image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
-                raise ValueError("it holds 32-bit values of an unknown range")
-            return turn(np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1))
+            turn = _UPRIGHT.get(orientation(image), np.asarray)
+            return np.ascontiguousarray(turn(rgb(image)))
     except FileNotFoundError as error:
         raise ValueError("there is no such file") from error
     except UnidentifiedImageError as error:
         raise ValueError("this is no image that can be read here") from error
     except Exception as error:  # hostile bytes make decoders fail in any way
         raise ValueError(f"this cannot be read as an image: {str(error) or type(error).__name__}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF data that is damaged says nothing about the pixels: they are shown as stored
-        return 1
 
 
 def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
