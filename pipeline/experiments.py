@@ -137,14 +137,10 @@ def bench_step(
 ) -> None:
     """Time and memory of a training step: plain, with DAP, with DAP's reference probes."""
     from pipeline.bench_step import bench_step as measure
-    from pipeline.results import write_results
 
     rows = measure(quick=quick, say=console.say)
-    write_results(out, "make bench-step" + (" QUICK=1" if quick else ""), rows)
-    console.print_table(
-        rows, ("model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio")
-    )
-    console.output.print(f"results: {out}", soft_wrap=True)
+    shown = "model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio"
+    _finish(out, "make bench-step", quick, rows, shown)
 
 
 @app.command("bench-loader", epilog=EXIT_CODES)
@@ -155,14 +151,10 @@ def bench_loader(
 ) -> None:
     """Images per second: our training loader, timm's, decoding alone, and images held in memory."""
     from pipeline.bench_loader import bench_loader as measure
-    from pipeline.results import write_results
 
     rows = measure(quick=quick, workers=workers, say=console.say)
-    write_results(out, f"make bench-loader WORKERS={workers}" + (" QUICK=1" if quick else ""), rows)
-    console.print_table(
-        rows, ("loader", "pictures", "input", "workers", "images_per_s", "ratio", "ratio_paired", "ratio_spread")
-    )
-    console.output.print(f"results: {out}", soft_wrap=True)
+    shown = "loader", "pictures", "input", "workers", "images_per_s", "ratio", "ratio_paired", "ratio_spread"
+    _finish(out, f"make bench-loader WORKERS={workers}", quick, rows, shown)
 
 
 @app.command("bench-export", epilog=EXIT_CODES)
@@ -177,14 +169,9 @@ def bench_export(
     Peers are timed if they are installed: pip install --require-hashes -r requirements-bench.txt
     """
     from pipeline import bench_export as bench
-    from pipeline.files import write_text
-    from pipeline.results import write_results
 
     rows = bench.bench_export(quick=quick, say=console.say)
-    write_results(out, "make bench-export" + (" QUICK=1" if quick else ""), rows)
-    write_text(out.with_suffix(".md"), bench.report(rows))
-    console.output.print(bench.report(rows), markup=False, soft_wrap=True)
-    console.output.print(f"results: {out}", soft_wrap=True)
+    _finish(out, "make bench-export", quick, rows, bench.report(rows))
 
 
 @app.command("bench-latency-budget", epilog=EXIT_CODES)
@@ -206,8 +193,6 @@ def bench_latency_budget(
     Needs a profile of MODEL on this machine (make profile). Repeat the command to go on.
     """
     from pipeline import bench_latency as bench
-    from pipeline.files import write_text
-    from pipeline.results import write_results
 
     if quick:
         seeds, epochs, finetune_epochs = "0", 1, 1
@@ -219,9 +204,20 @@ def bench_latency_budget(
         )
     command = _command("bench-latency-budget", dataset=_shown(dataset), subset=subset, model=model, sparsity=sparsity,
                        seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs)  # fmt: skip
+    _finish(out, command, quick, rows, bench.report(rows))
+
+
+def _finish(out: Path, command: str, quick: bool, rows: list[dict], shown: str | tuple[str, ...]) -> None:
+    """Write a benchmark's results and show them. shown: columns, or a report, which also goes beside the results."""
+    from pipeline.files import write_text
+    from pipeline.results import write_results
+
     write_results(out, command + (" QUICK=1" if quick else ""), rows)
-    write_text(out.with_suffix(".md"), bench.report(rows))
-    console.output.print(bench.report(rows), markup=False, soft_wrap=True)
+    if isinstance(shown, str):
+        write_text(out.with_suffix(".md"), shown)
+        console.output.print(shown, markup=False, soft_wrap=True)
+    else:
+        console.print_table(rows, shown)
     console.output.print(f"results: {out}", soft_wrap=True)
 
 
