@@ -197,10 +197,8 @@ class Pruner:
         self._kept = [sum(lengths) for lengths in self._lengths]
         self._bpi: Array | None = None  # (2, B) mean over the last interval
         self._importance: list[Array | None] = [None, None]  # running, class token and patch tokens
-        self._benefit: list[Array | None] = [
-            None,
-            None,
-        ]  # the same of a block as a whole; of a table of latencies alone
+        # the same of blocks as a whole, whatever their width costs; with a table of latencies alone
+        self._benefit: list[Array | None] = [None, None]
         self._step = 0
         self._hard = False
         self._done = False
@@ -304,11 +302,10 @@ class Pruner:
             # An entry is no price of width: with it, an attention that is narrow already would look as dear as a wide
             # one, and get nothing of what there is to share out.
             held_B = np.maximum(held_B - self._entry_B, 0)
-            cost_B = allocate.narrowable(self._dense_B, self._entry_B)
+            cost_B, ones_B = allocate.narrowable(self._dense_B, self._entry_B), np.ones(len(self._dense_B))
             for i in range(2):
                 new_B = allocate.bpi_to_importance(self._bpi[i], held_B, cost_B, self.config.benefit_scale)
                 if self._latency is not None:
-                    ones_B = np.ones(len(cost_B))
                     whole_B = allocate.bpi_to_importance(self._bpi[i], ones_B, ones_B, self.config.benefit_scale)
                     self._benefit[i] = allocate.smooth(self._benefit[i], whole_B, self.config.smoothing)
                     # Blocks behind the last attention cost so little that their importance would be most of the mean,

@@ -42,9 +42,10 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
     found = partial(DeviceResult, job=job.id, file=name, sha256=sha256_of(path), device=device, threads=job.threads)
     programs: dict[str, Program] = {}
     unmeasured: dict[str, str] = {}
+    image = next(job.pictures(folder, GOLDEN), None)
     for file in job.files:
         try:
-            programs[file] = _started(load, folder / file, job.threads, next(job.pictures(folder, GOLDEN), None))
+            programs[file] = _started(load, folder / file, job.threads, image)
         except ValueError as error:
             if file == name:
                 return found(runtime="", runtime_version="", refused=str(error))
@@ -58,7 +59,7 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
     before, peak_mb = conditions(), None
     if job.protocol:
         progress("latency", 0, 1)
-        image = next(job.pictures(folder, GOLDEN))
+        assert image is not None, "what is timed has a golden picture"
         taken = time(programs, image, EMULATED if device["emulated"] else job.protocol)
         if device["emulated"]:
             why = f"{device['emulated']} emulates this processor"
@@ -66,7 +67,8 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
         progress("latency", 1, 1)
     after = conditions()
     if job.memory and not device["emulated"]:
-        peak_mb = memory_mb(load, path, job.threads, next(job.pictures(folder, GOLDEN)))
+        assert image is not None, "likewise"
+        peak_mb = memory_mb(load, path, job.threads, image)
         if peak_mb is None and peak_memory_mb() is not None:
             unmeasured[MEMORY] = "the process that measures memory ended early: has the memory run out?"
     return found(
