@@ -119,7 +119,7 @@ def ratios_with_entry(
     too little for the entry of a block that is gone. Raises ValueError if the budget does not cover the entries of the
     blocks that stay, or exceeds dense_B.sum().
 
-    Time is like that: an attention of a tenth of its width still takes two thirds of the dense one's time. As long as
+    Time is like that: an attention of a tenth of its width still takes seven tenths of the dense one's time. As long as
     the budget covers all entries, they are paid, and what is left is shared out as keep_ratios does it. Otherwise they
     are paid in the order of benefit per entry, as far as they can be, and the other blocks go whole.
     Source: ours; the paper's cost, parameters, has no entry.
