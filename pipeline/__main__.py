@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from pipeline import console, experiments
+from pipeline import console
 from pipeline.errors import (
     BUDGET_MISSED,
     DEFECT,
@@ -30,6 +30,7 @@ from pipeline.errors import (
     EnvironmentLacks,
     Interrupted,
 )
+from pipeline.experiments import commands
 from pipeline.options import (
     EXIT_CODES,
     RUNS,
@@ -72,7 +73,7 @@ def demo(
     """The whole product on the embedded default: prune the digits model to a quarter, export, prove it."""
     from pipeline import presets
     from pipeline.files import read_json
-    from pipeline.results import write_results
+    from pipeline.report.results import write_results
 
     config = dataclasses.replace(presets.digits(0.75), seed=seed)
     folder = _folder(run or "demo")
@@ -92,8 +93,8 @@ def get_data(
 
     Archives that are in its folder already are used if their checksum matches.
     """
-    from pipeline.catalog import KNOWN
-    from pipeline.download import fetch
+    from pipeline.data.catalog import KNOWN
+    from pipeline.data.download import fetch
 
     if dataset not in KNOWN:
         raise ValueError(f"DATASET={dataset} cannot be downloaded. Known: {', '.join(KNOWN)}")
@@ -324,11 +325,12 @@ def _folder(name: str) -> Path:
 
 
 def _train(folder: Path, config) -> None:
-    from pipeline import data, models, stages
+    from pipeline import models, stages
+    from pipeline.data import datasets
     from pipeline.runs import Run, locked
 
     # before a folder is made: a mistyped name should leave nothing behind
-    data.check_name(config.dataset, config.data_folder)
+    datasets.check_name(config.dataset, config.data_folder)
     models.check_name(config.model)
     with locked(folder):
         Run.create(folder, config)
@@ -359,8 +361,9 @@ def _deploy(
     require_all: bool = False,
     device: str | None = None,
 ) -> int:
-    from pipeline import apps, report, stages
+    from pipeline import apps, stages
     from pipeline.files import read_json
+    from pipeline.report import report
     from targets import TARGETS
     from targets.latency import FULL, QUICK
 
@@ -394,7 +397,7 @@ def _context(folder: Path) -> Iterator:
         yield Context(Run.open(folder), progress, console.say)
 
 
-app.add_typer(experiments.app)  # behind the commands above, in the help
+app.add_typer(commands.app)  # behind the commands above, in the help
 
 
 def main() -> None:

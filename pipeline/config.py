@@ -10,7 +10,7 @@ from typing import Any
 
 from dap import PruneConfig
 from pipeline.methods import METHODS, ON_LATENCY, RELEASED
-from pipeline.train import TrainConfig
+from pipeline.train.loop import TrainConfig
 from targets import TARGETS
 
 OWN = "dense"

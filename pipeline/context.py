@@ -13,13 +13,14 @@ import torch
 from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
-from pipeline import data, files, loader, models
+from pipeline import files, models
 from pipeline.config import OWN
-from pipeline.data import Dataset, Split, View
-from pipeline.evaluate import make_accelerator, model_top1, predictor, top1_percent
-from pipeline.loader import Batches, Evaluation, eval_loader, normalise, train_loader
+from pipeline.data import datasets, loader
+from pipeline.data.datasets import Dataset, Split, View
+from pipeline.data.loader import Batches, Evaluation, eval_loader, normalise, train_loader
 from pipeline.runs import Run
-from pipeline.train import Progress, TrainConfig, train
+from pipeline.train.evaluate import make_accelerator, model_top1, predictor, top1_percent
+from pipeline.train.loop import Progress, TrainConfig, train
 from targets import Target
 
 Results = dict[str, Any]
@@ -42,7 +43,7 @@ class Context:
     def dataset(self) -> Dataset:
         """The run's data set; which images it leaves out is told."""
         config = self.run.config
-        dataset = data.load_dataset(
+        dataset = datasets.load_dataset(
             config.dataset,
             config.subset,
             folder=config.data_folder,

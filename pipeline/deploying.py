@@ -14,11 +14,12 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 from dap import count_params, load_compact
-from pipeline import augment, files
+from pipeline import files
 from pipeline.context import Context, Results, Written
-from pipeline.evaluate import predictor
+from pipeline.data import augment
 from pipeline.profiling import check_asked
-from pipeline.results import versions
+from pipeline.report.results import versions
+from pipeline.train.evaluate import predictor
 from targets import Target, manifest
 from targets.artifact import Program, RuntimeUnavailable, sha256_of
 from targets.budget import FormatBudget

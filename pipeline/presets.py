@@ -9,8 +9,8 @@ from dap import PruneConfig
 from pipeline.config import RunConfig
 from pipeline.methods import METHODS
 from pipeline.models import MICRO
-from pipeline.pretrain import PretrainConfig
-from pipeline.train import TrainConfig
+from pipeline.train.loop import TrainConfig
+from pipeline.train.pretrain import PretrainConfig
 
 
 def digits(sparsity: float) -> RunConfig:

@@ -36,10 +36,10 @@ from dap.compact import compact
 from dap.cost import BlockLatency, LatencyTable
 from dap.gates import branches_of, check_supported
 from pipeline import files, models
-from pipeline.data import View
+from pipeline.data.datasets import View
 from pipeline.errors import EnvironmentLacks
 from pipeline.runs import Run
-from pipeline.train import Progress
+from pipeline.train.loop import Progress
 from targets import TARGETS, Target
 from targets import profile as profiles
 from targets.artifact import RuntimeUnavailable, sha256_of

@@ -17,17 +17,18 @@ from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
 from dap import Method, count_macs, count_params, load_compact
-from pipeline import augment, files, models, profiling
+from pipeline import files, models, profiling
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
-from pipeline.data import View
+from pipeline.data import augment
+from pipeline.data.datasets import View
 from pipeline.deploying import export, validate
 from pipeline.errors import EnvironmentLacks
-from pipeline.evaluate import make_accelerator, predictor
 from pipeline.methods import build
-from pipeline.report import overall_verdict, write_report
-from pipeline.results import versions
-from pipeline.summary import summarise
+from pipeline.report.report import overall_verdict, write_report
+from pipeline.report.results import versions
+from pipeline.report.summary import summarise
+from pipeline.train.evaluate import make_accelerator, predictor
 from targets import TARGETS
 from targets.artifact import RuntimeUnavailable
 from targets.devices.drivers import connect

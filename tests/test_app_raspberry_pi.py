@@ -27,8 +27,9 @@ import pytest
 import timm.data
 from PIL import Image
 
-from pipeline import apps, augment, images
-from pipeline.data import View
+from pipeline import apps
+from pipeline.data import augment, images
+from pipeline.data.datasets import View
 from targets import executorch_program, manifest, tflite_program
 from targets.artifact import RuntimeUnavailable, sha256_of
 from targets.devices import browser

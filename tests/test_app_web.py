@@ -26,9 +26,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline import __main__ as command
-from pipeline import app_server, apps, augment
-from pipeline.data import View
-from pipeline.images import of_array, open_picture
+from pipeline import app_server, apps
+from pipeline.data import augment
+from pipeline.data.datasets import View
+from pipeline.data.images import of_array, open_picture
 from targets import manifest
 from targets.devices import browser, browser_server
 from targets.formats import FORMATS

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import augment, rand_augment
-from pipeline.batch_augment import OPERATIONS, augment_batch, crop_and_flip, erase, random_boxes
-from pipeline.images import of_array
+from pipeline.data import augment, rand_augment
+from pipeline.data.batch_augment import OPERATIONS, augment_batch, crop_and_flip, erase, random_boxes
+from pipeline.data.images import of_array
 
 
 def pictures(count: int, size: int = 64) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipeline import bench_step, models
-from pipeline.results import write_results
+from pipeline import models
+from pipeline.experiments import bench_step
+from pipeline.report.results import write_results
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 from profiles import synthetic
 
-from pipeline import bench_latency as bench
+from pipeline.experiments import bench_latency as bench
 from targets import profile as profiles
 from targets.latency import Protocol
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import bench_loader
-from pipeline.results import write_results
+from pipeline.experiments import bench_loader
+from pipeline.report.results import write_results
 
 
 def test_pictures_are_like_photographs_and_the_same_every_time(tmp_path):

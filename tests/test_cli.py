@@ -13,8 +13,9 @@ import torch
 
 from dap import save_compact
 from pipeline import __main__ as cli
-from pipeline import download, files, stages
-from pipeline.catalog import KNOWN
+from pipeline import files, stages
+from pipeline.data import download
+from pipeline.data.catalog import KNOWN
 from pipeline.errors import EnvironmentLacks, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +137,7 @@ def test_a_missed_budget_is_exit_1(run, monkeypatch, verdict, code):
     assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2
     monkeypatch.setattr(stages, "run_deploying", lambda context, target, **_: verdict)
     monkeypatch.setattr("pipeline.files.read_json", lambda path: {})
-    monkeypatch.setattr("pipeline.report.summary_table", lambda report, target: "table")
+    monkeypatch.setattr("pipeline.report.report.summary_table", lambda report, target: "table")
     monkeypatch.setattr("pipeline.runs.Run.open", lambda folder: None)
     assert run("deploy", "--run", "mine")[0] == code
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from conftest import tiny_config
 
-from pipeline import compare_report, side_by_side, stages
-from pipeline.compare import Cell, _config, cells, compare
+from pipeline import stages
 from pipeline.errors import Interrupted
+from pipeline.experiments import compare_report, side_by_side
+from pipeline.experiments.compare import Cell, _config, cells, compare
 from pipeline.files import read_json
 from pipeline.runs import Run
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import augment
-from pipeline.catalog import KNOWN
-from pipeline.data import check_name, load_dataset
-from pipeline.images import of_array
+from pipeline.data import augment
+from pipeline.data.catalog import KNOWN
+from pipeline.data.datasets import check_name, load_dataset
+from pipeline.data.images import of_array
 
 
 def test_digits_are_split_once_and_for_all():

@@ -17,9 +17,9 @@ from bad_server import Server
 from scipy.io import savemat
 from tars import tar
 
-from pipeline import transfer
-from pipeline.catalog import KNOWN, Known
-from pipeline.download import fetch, lacks
+from pipeline.data import transfer
+from pipeline.data.catalog import KNOWN, Known
+from pipeline.data.download import fetch, lacks
 from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.runs import locked
 

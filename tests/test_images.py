@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline import images
+from pipeline.data import images
 
 
 def picture_of(height: int = 131, width: int = 173, seed: int = 0) -> Image.Image:

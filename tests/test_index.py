@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import images, index
-from pipeline.data import load_dataset
+from pipeline.data import images, index
+from pipeline.data.datasets import load_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import load_dataset
+from pipeline.data.datasets import load_dataset
 
 SPECIES = Path(__file__).parent.parent.parent / "shared" / "data" / "species.zip"
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from pipeline import augment, loader
-from pipeline.data import Arrays, Dataset, Split, View, load_dataset
-from pipeline.images import Picture, of_array
-from pipeline.loader import Order, PerImage, default_workers, eval_loader, normalise, obstacle, train_loader
+from pipeline.data import augment, loader
+from pipeline.data.datasets import Arrays, Dataset, Split, View, load_dataset
+from pipeline.data.images import Picture, of_array
+from pipeline.data.loader import Order, PerImage, default_workers, eval_loader, normalise, obstacle, train_loader
 
 VIEW = View(size=64, crop_ratio=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 MODES = pytest.mark.parametrize("in_memory", [False, True], ids=["per image", "in memory"])

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files, miniature, models, paper_table
-from pipeline.data import load_dataset
+from pipeline import files, models
+from pipeline.data.datasets import load_dataset
+from pipeline.experiments import miniature, paper_table
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from pipeline import presets
 from pipeline.models import MICRO, create_model
-from pipeline.pretrain import pretrain
+from pipeline.train.pretrain import pretrain
 
 
 def test_pretraining_leaves_weights_that_load_and_a_card(image_folder, tmp_path):

@@ -19,7 +19,7 @@ from pipeline.config import from_dict, to_dict
 from pipeline.errors import EnvironmentLacks
 from pipeline.files import read_json
 from pipeline.methods import ON_LATENCY
-from pipeline.report import asked_latency
+from pipeline.report.report import asked_latency
 from targets import TARGETS
 from targets import profile as profiles
 from targets.artifact import ExportInfo, Program

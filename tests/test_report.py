@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline import figures
-from pipeline.report import (
+from pipeline.report import figures
+from pipeline.report.report import (
     CHECKS,
     asked_latency,
     compare_artifacts,

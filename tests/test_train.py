@@ -12,11 +12,12 @@ import pytest
 import torch
 from dap_models import CLASSES, tiny_vit
 
-from pipeline import augment, files
-from pipeline.data import Arrays, Dataset, Split, View
+from pipeline import files
+from pipeline.data import augment
+from pipeline.data.datasets import Arrays, Dataset, Split, View
+from pipeline.data.loader import train_loader
 from pipeline.errors import Interrupted
-from pipeline.loader import train_loader
-from pipeline.train import TrainConfig, distillation, train
+from pipeline.train.loop import TrainConfig, distillation, train
 
 ROOT = Path(__file__).parent.parent
 VIEW = View(size=16, crop_ratio=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

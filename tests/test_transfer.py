@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.transfer import TransferFailed, download
+from pipeline.data.transfer import TransferFailed, download
 
 
 def quiet(*_: object) -> None:

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from tars import tar
 
-from pipeline.unpack import unpack
+from pipeline.data.unpack import unpack
 
 
 def quiet(*_: object) -> None:

@@ -29,7 +29,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientati
 def read(path: Path) -> np.ndarray:
     """RGB (H, W, 3) uint8 of an image file, turned as its EXIF says. Raises ValueError that says why it cannot be.
 
-    To the bit what the pipeline reads (pipeline/images.py).
+    To the bit what the pipeline reads (pipeline/data/images.py).
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -47,7 +47,7 @@ def read(path: Path) -> np.ndarray:
 def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
     """RGB (H, W, 3) uint8 of any size -> (spec.height, spec.width, 3) uint8.
 
-    To the bit what the pipeline's evaluation makes of it (pipeline/augment.py); both use Pillow.
+    To the bit what the pipeline's evaluation makes of it (pipeline/data/augment.py); both use Pillow.
     """
     rule, size = spec.resize, spec.resize["centre_crop"]
     shorter = rule["shorter_side"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.index import Listing, Skipped, composed
+from pipeline.data.index import Listing, Skipped, composed
 
 Rows = list[tuple[str, int]]
 """name of an image file and its label, each"""

@@ -24,12 +24,12 @@ from pipeline import files, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
-from pipeline.evaluate import model_top1
+from pipeline.experiments.side_by_side import latencies
 from pipeline.methods import METHODS, RELEASED, VARIANTS, variant_settings
 from pipeline.presets import with_method
 from pipeline.runs import InUse, Run, locked
-from pipeline.side_by_side import latencies
-from pipeline.train import Progress
+from pipeline.train.evaluate import model_top1
+from pipeline.train.loop import Progress
 
 REFERENCE = "reference"
 """the variant of DAP with the paper's probes"""

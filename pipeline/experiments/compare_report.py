@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pipeline import files
-from pipeline.figures import COLOURS, DENSE, INK, KINDS, MARKERS, new_figure, style_axes, to_svg
-from pipeline.results import write_results
+from pipeline.report.figures import COLOURS, DENSE, INK, KINDS, MARKERS, new_figure, style_axes, to_svg
+from pipeline.report.results import write_results
 
 Row = dict[str, Any]
 

@@ -17,8 +17,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import figures
 from pipeline.files import read_json, write_json, write_text
+from pipeline.report import figures
 
 Report = dict[str, Any]
 

@@ -19,8 +19,8 @@ import torch
 from timm.models import VisionTransformer
 
 from dap import PruneConfig, Pruner, count_macs
-from pipeline.data import View
-from pipeline.evaluate import predictor
+from pipeline.data.datasets import View
+from pipeline.train.evaluate import predictor
 from targets import TARGETS, executorch, tflite
 from targets.artifact import ExportInfo, Program, convert
 from targets.formats import FORMATS

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.augment import Augmentation, eval_transform, train_transform
-from pipeline.batch_augment import augment_batch, send
-from pipeline.data import Arrays, Dataset, Split, View
-from pipeline.images import Picture
+from pipeline.data.augment import Augmentation, eval_transform, train_transform
+from pipeline.data.batch_augment import augment_batch, send
+from pipeline.data.datasets import Arrays, Dataset, Split, View
+from pipeline.data.images import Picture
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """uint8 (B, 3, size, size) and int64 (B,)"""
@@ -212,7 +212,7 @@ def train_loader(
                IN_MEMORY_BYTES. On a CPU a step of training takes as long either way
     Raises ValueError if there are too few images, or for in_memory=True where that cannot be done.
     """
-    from pipeline.evaluate import make_accelerator  # not above: that module takes normalise from this one
+    from pipeline.train.evaluate import make_accelerator  # not above: that module takes normalise from this one
 
     accelerator = make_accelerator()
     order = Order(len(dataset.train.labels), batch_size, seed, dataset.augmentation.repeats,

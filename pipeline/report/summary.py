@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import to_dict
-from pipeline.results import versions
+from pipeline.report.results import versions
 from pipeline.runs import Run
 from targets import TARGETS
 

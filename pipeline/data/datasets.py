@@ -10,13 +10,13 @@ import numpy as np
 import timm
 import torch
 
-from pipeline import augment, cifar, images, layouts
-from pipeline.augment import Augmentation
-from pipeline.catalog import KNOWN
-from pipeline.images import Picture
-from pipeline.index import Files, Progress, Skipped, list_images
-from pipeline.layouts import Rows
-from pipeline.vetting import vet
+from pipeline.data import augment, cifar, images, layouts
+from pipeline.data.augment import Augmentation
+from pipeline.data.catalog import KNOWN
+from pipeline.data.images import Picture
+from pipeline.data.index import Files, Progress, Skipped, list_images
+from pipeline.data.layouts import Rows
+from pipeline.data.vetting import vet
 
 DATASETS = ("digits", *KNOWN, "folder:PATH")
 LAYOUTS = {"ifood": layouts.ifood, "inat19": layouts.inat19, "imagenet": layouts.imagenet}

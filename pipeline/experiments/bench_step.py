@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2
 from dap import PruneConfig, Pruner
 from pipeline import models
 from pipeline.errors import EnvironmentLacks
-from pipeline.evaluate import make_accelerator
+from pipeline.train.evaluate import make_accelerator
 from targets.artifact import peak_memory_mb
 
 PROBES = ("none", "default", "reference")

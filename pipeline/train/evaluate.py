@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.data import View
-from pipeline.loader import normalise
+from pipeline.data.datasets import View
+from pipeline.data.loader import normalise
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pipeline import rand_augment
-from pipeline.images import Picture
+from pipeline.data import rand_augment
+from pipeline.data.images import Picture
 
 if TYPE_CHECKING:
-    from pipeline.data import View  # which imports this module
+    from pipeline.data.datasets import View  # which imports this module
 
 # Workers are processes already; OpenCV's own threads would only fight with torch's.
 cv2.setNumThreads(0)

@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import files, images
-from pipeline.images import Picture
+from pipeline import files
+from pipeline.data import images
+from pipeline.data.images import Picture
 
 # HEIC is here although nothing reads it: such a file must be named as unreadable, not left out in silence.
 IMAGE_SUFFIXES = (

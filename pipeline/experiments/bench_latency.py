@@ -18,12 +18,12 @@ import numpy as np
 
 from dap import count_macs, count_params, load_compact
 from pipeline import profiling, stages
-from pipeline.compare import Cell, cells, compare, unseen
 from pipeline.config import RunConfig
 from pipeline.context import Context
+from pipeline.experiments.compare import Cell, cells, compare, unseen
 from pipeline.presets import with_latency, with_method
 from pipeline.runs import Run, locked
-from pipeline.train import Progress
+from pipeline.train.loop import Progress
 from targets import TARGETS
 from targets.formats import FORMATS
 from targets.latency import FULL, QUICK, Protocol, measure

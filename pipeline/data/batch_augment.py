@@ -15,8 +15,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2.functional import autocontrast, equalize
 
-from pipeline import rand_augment
-from pipeline.augment import Augmentation
+from pipeline.data import rand_augment
+from pipeline.data.augment import Augmentation
 
 Array = np.ndarray
 Range = tuple[float, float]

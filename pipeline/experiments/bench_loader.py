@@ -21,11 +21,11 @@ from timm.data import ImageDataset, create_loader
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
-from pipeline import augment
-from pipeline.data import Dataset, Split
-from pipeline.evaluate import make_accelerator
-from pipeline.index import Files
-from pipeline.loader import Batches, InMemory, Order, PerImage, normalise
+from pipeline.data import augment
+from pipeline.data.datasets import Dataset, Split
+from pipeline.data.index import Files
+from pipeline.data.loader import Batches, InMemory, Order, PerImage, normalise
+from pipeline.train.evaluate import make_accelerator
 
 BATCH = 32
 PHOTOS, SMALL = (400, 500), (64, 64)

@@ -43,8 +43,8 @@ def pretrain(
 ) -> None:
     """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
     from pipeline import presets
-    from pipeline.pretrain import pretrain as train_weights
     from pipeline.runs import locked
+    from pipeline.train.pretrain import pretrain as train_weights
 
     config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
     folder = RUNS / "pretrain"
@@ -82,9 +82,9 @@ def compare(
     Cells that have finished are not run again; repeat the command to go on.
     """
     from pipeline import presets
-    from pipeline.compare import cells
-    from pipeline.compare import compare as run_all
-    from pipeline.compare_report import write
+    from pipeline.experiments.compare import cells
+    from pipeline.experiments.compare import compare as run_all
+    from pipeline.experiments.compare_report import write
 
     base, root = _compared(
         dataset, model, epochs, finetune_epochs, data=data, subset=subset, lr=lr, batch_size=batch_size
@@ -110,7 +110,7 @@ def paper_table(
     ] = False,
 ) -> None:
     """The published table beside what was reproduced here, and the commands, GPU hours and disk that it takes."""
-    from pipeline import paper_table as paper
+    from pipeline.experiments import paper_table as paper
 
     if dry_run:
         with tempfile.TemporaryDirectory() as folder, console.progress() as progress:
@@ -136,7 +136,7 @@ def bench_step(
     out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-step.json"),
 ) -> None:
     """Time and memory of a training step: plain, with DAP, with DAP's reference probes."""
-    from pipeline.bench_step import bench_step as measure
+    from pipeline.experiments.bench_step import bench_step as measure
 
     rows = measure(quick=quick, say=console.say)
     shown = "model", "device", "probe", "step_ms", "step_ratio", "step_ratio_paired", "peak_mb", "memory_ratio"
@@ -150,7 +150,7 @@ def bench_loader(
     out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-loader.json"),
 ) -> None:
     """Images per second: our training loader, timm's, decoding alone, and images held in memory."""
-    from pipeline.bench_loader import bench_loader as measure
+    from pipeline.experiments.bench_loader import bench_loader as measure
 
     rows = measure(quick=quick, workers=workers, say=console.say)
     shown = "loader", "pictures", "input", "workers", "images_per_s", "ratio", "ratio_paired", "ratio_spread"
@@ -168,7 +168,7 @@ def bench_export(
 
     Peers are timed if they are installed: pip install --require-hashes -r requirements-bench.txt
     """
-    from pipeline import bench_export as bench
+    from pipeline.experiments import bench_export as bench
 
     rows = bench.bench_export(quick=quick, say=console.say)
     _finish(out, "make bench-export", quick, rows, bench.report(rows))
@@ -192,7 +192,7 @@ def bench_latency_budget(
 
     Needs a profile of MODEL on this machine (make profile). Repeat the command to go on.
     """
-    from pipeline import bench_latency as bench
+    from pipeline.experiments import bench_latency as bench
 
     if quick:
         seeds, epochs, finetune_epochs = "0", 1, 1
@@ -210,7 +210,7 @@ def bench_latency_budget(
 def _finish(out: Path, command: str, quick: bool, rows: list[dict], shown: str | tuple[str, ...]) -> None:
     """Write a benchmark's results and show them. shown: columns, or a report, which also goes beside the results."""
     from pipeline.files import write_text
-    from pipeline.results import write_results
+    from pipeline.report.results import write_results
 
     write_results(out, command + (" QUICK=1" if quick else ""), rows)
     if isinstance(shown, str):

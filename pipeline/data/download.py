@@ -13,21 +13,21 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from pipeline import cifar
-from pipeline.catalog import Archive, Known
-from pipeline.data import LAYOUTS
+from pipeline.data import cifar
+from pipeline.data.catalog import Archive, Known
+from pipeline.data.datasets import LAYOUTS
+from pipeline.data.index import list_images
+from pipeline.data.transfer import TransferFailed, download, part_of, size_of
+from pipeline.data.unpack import UNPACKING, unpack
 from pipeline.errors import EnvironmentLacks
-from pipeline.index import list_images
 from pipeline.runs import locked
-from pipeline.transfer import TransferFailed, download, part_of, size_of
-from pipeline.unpack import UNPACKING, unpack
 
 Progress = Callable[[str, int, int], None]
 """told (what is done to which archive, bytes done, bytes in all)"""
 
 
 def fetch(known: Known, folder: Path, progress: Progress) -> None:
-    """Make `folder` hold the dataset. Does nothing if it does already, in whichever layout pipeline/layouts.py reads.
+    """Make `folder` hold the dataset. Does nothing if it does already, in whichever layout layouts.py reads.
 
     Archives that the user has put there are used instead of the network's if their checksum matches. Archives stay.
     Raises EnvironmentLacks, with the steps for doing it by hand, where the network or an account is missing; ValueError

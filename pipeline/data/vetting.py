@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.index import Checked, Listing, Progress, Skipped, check
-from pipeline.layouts import Layout, Rows
+from pipeline.data.index import Checked, Listing, Progress, Skipped, check
+from pipeline.data.layouts import Layout, Rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ from torch import nn
 
 from dap import Method
 from pipeline import files
-from pipeline.data import View
+from pipeline.data.datasets import View
+from pipeline.data.loader import Batches, normalise
 from pipeline.errors import Interrupted
-from pipeline.evaluate import make_accelerator
-from pipeline.loader import Batches, normalise
+from pipeline.train.evaluate import make_accelerator
 
 
 @dataclass(frozen=True, kw_only=True)

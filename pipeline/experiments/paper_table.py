@@ -8,12 +8,13 @@ from pathlib import Path
 import timm
 
 from dap import count_macs, count_params
-from pipeline import miniature, presets
-from pipeline.catalog import KNOWN
-from pipeline.compare import Row, cells, compare
-from pipeline.compare_report import NAMES
+from pipeline import presets
+from pipeline.data.catalog import KNOWN
+from pipeline.experiments import miniature
+from pipeline.experiments.compare import Row, cells, compare
+from pipeline.experiments.compare_report import NAMES
 from pipeline.files import read_json
-from pipeline.train import Progress
+from pipeline.train.loop import Progress
 
 MODELS = ("deit_small_patch16_224", "deit_tiny_patch16_224")
 DATASETS = ("ifood", "inat19")

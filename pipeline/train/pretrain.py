@@ -7,11 +7,12 @@ from typing import Any
 from accelerate.utils import set_seed
 from safetensors.torch import save
 
-from pipeline import data, files, loader, models
-from pipeline.data import View
-from pipeline.evaluate import model_top1
-from pipeline.loader import eval_loader, train_loader
-from pipeline.train import Progress, TrainConfig, train
+from pipeline import files, models
+from pipeline.data import datasets, loader
+from pipeline.data.datasets import View
+from pipeline.data.loader import eval_loader, train_loader
+from pipeline.train.evaluate import model_top1
+from pipeline.train.loop import Progress, TrainConfig, train
 
 LOST_IMAGES = 3
 
@@ -38,7 +39,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
     folder: checkpoints and log; repeating the command goes on from there
     Returns what the card says: {"top1", "top1_fp32"} in percent on the validation split, {"val_images", "precision"}.
     """
-    dataset = data.load_dataset(config.dataset)
+    dataset = datasets.load_dataset(config.dataset)
     set_seed(config.seed)
     model = models.create_model(
         config.model,

@@ -1,0 +1,1 @@
+"""From a folder, a zip or a name to batches."""

@@ -1,0 +1,1 @@
+"""Measuring the product: no part of it, and imported by the command line alone."""

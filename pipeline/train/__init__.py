@@ -1,0 +1,1 @@
+"""Training: the loop, accuracy, and what runs it."""
