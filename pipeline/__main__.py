@@ -325,13 +325,15 @@ def _folder(name: str) -> Path:
 
 
 def _train(folder: Path, config) -> None:
-    from pipeline import models, stages
-    from pipeline.data import datasets
-    from pipeline.runs import Run, locked
+    from pipeline import stages
+    from pipeline.data import names
+    from pipeline.files import locked
+    from pipeline.model_names import check_name
+    from pipeline.runs import Run
 
     # before a folder is made: a mistyped name should leave nothing behind
-    datasets.check_name(config.dataset, config.data_folder)
-    models.check_name(config.model)
+    names.check_name(config.dataset, config.data_folder)
+    check_name(config.model)
     with locked(folder):
         Run.create(folder, config)
     with _context(folder) as context:
@@ -388,7 +390,8 @@ def _deploy(
 
 @contextlib.contextmanager
 def _context(folder: Path) -> Iterator:
-    from pipeline.runs import Run, locked
+    from pipeline.files import locked
+    from pipeline.runs import Run
     from pipeline.stages import Context
 
     if not folder.is_dir():

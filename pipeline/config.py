@@ -6,15 +6,59 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dap import PruneConfig
 from pipeline.methods import METHODS, ON_LATENCY, RELEASED
-from pipeline.train.loop import TrainConfig
+from pipeline.model_names import MICRO
 from targets import TARGETS
 
 OWN = "dense"
 """a run's teacher that is its own dense reference"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained in one stage."""
+
+    epochs: int
+    """passes over the training split"""
+    batch_size: int = 64
+    """images per step and process"""
+    lr: float = 5e-4
+    """peak learning rate at this batch size"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """shape of the learning rate after warm-up"""
+    warmup_epochs: float = 0.0
+    """linear warm-up"""
+    weight_decay: float = 0.05
+    """AdamW; none on biases, norms, tokens and position embedding"""
+    label_smoothing: float = 0.1
+    """share of the target spread over all classes"""
+    mixup: float = 0.0
+    """mixup alpha, 0: off"""
+    cutmix: float = 0.0
+    """cutmix alpha, 0: off"""
+    drop_path: float = 0.0
+    """stochastic depth of the last block"""
+    clip_grad: float = 1.0
+    """largest gradient norm"""
+    checkpoint_seconds: float = 60.0
+    """time between checkpoints"""
+    in_memory: bool | None = None
+    """hold all training images on the device and augment them there; None: on a GPU, if loader.obstacle finds none"""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs} must be 1 or more")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size} must be even: mixup and cutmix mix two images each")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr} must be above 0")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +130,22 @@ class RunConfig:
     def data_folder(self) -> Path | None:
         """The data set's own folder, if the user named one."""
         return Path(self.data) if self.data else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """What `make pretrain` does; saved beside its checkpoints."""
+
+    dataset: str
+    """folder:PATH"""
+    model: str = MICRO
+    """a timm DeiT or ViT name"""
+    init: str | None = None
+    """weights to begin from; None: random"""
+    seed: int = 0
+    """of the weights, the order and the augmentation"""
+    train: TrainConfig
+    """the training itself"""
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
 from pipeline import files, models
-from pipeline.config import OWN
+from pipeline.config import OWN, TrainConfig
 from pipeline.data import datasets, loader
-from pipeline.data.datasets import Dataset, Split, View
-from pipeline.data.loader import Batches, Evaluation, eval_loader, normalise, train_loader
+from pipeline.data.datasets import Dataset, Split
+from pipeline.data.loader import Batches, Evaluation, eval_loader, train_loader
+from pipeline.data.view import View, normalise
 from pipeline.runs import Run
-from pipeline.train.evaluate import make_accelerator, model_top1, predictor, top1_percent
-from pipeline.train.loop import Progress, TrainConfig, train
+from pipeline.train import runtime
+from pipeline.train.evaluate import model_top1, predictor, top1_percent
+from pipeline.train.loop import Progress, train
 from targets import Target
 
 Results = dict[str, Any]
@@ -90,12 +92,18 @@ class Context:
         """The training split, augmented."""
         workers = loader.default_workers(self.dataset)
         return train_loader(
-            self.dataset, self.view.size, config.batch_size, self.run.config.seed, workers, config.in_memory
+            self.dataset,
+            self.view.size,
+            config.batch_size,
+            self.run.config.seed,
+            workers,
+            config.in_memory,
+            share=runtime.share(),
         )
 
     def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The first `count` training batches, augmented and normalised, on the device that trains."""
-        config, device = self.run.config.finetune, make_accelerator().device
+        config, device = self.run.config.finetune, runtime.accelerator().device
         assert config is not None, "a method that calibrates fine-tunes"
         with contextlib.closing(self.train_batches(config).starting_at(0)) as batches:
             for images, targets in itertools.islice(batches, count):

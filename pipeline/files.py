@@ -1,6 +1,7 @@
-"""Files that matter: atomic writes, checkpoints, digests, the log."""
+"""Files that matter: atomic writes, locks, checkpoints, digests, the log."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -65,6 +66,27 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         raise
     except Exception as error:  # the unpickler meets damage with whatever its next step stumbles over
         raise ValueError(f"checkpoint {path} is damaged. Delete it to begin this stage anew") from error
+
+
+class InUse(ValueError):
+    """Another process is at work on a run."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the lock goes with the process, however it ends.
+
+    Raises InUse if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUse(
+                f"{folder} is in use by another process. Wait for it, or choose another with RUN= or DATA="
+            ) from error
+        yield
 
 
 def digest(path: Path) -> str:

@@ -11,8 +11,8 @@ from timm.models.deit import _create_deit
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from pipeline.errors import EnvironmentLacks
+from pipeline.model_names import MICRO, check_name
 
-MICRO = "deit_micro_patch8_64"
 MICRO_WEIGHTS = Path(__file__).parent / "weights" / f"{MICRO}.safetensors"
 
 default_cfgs = generate_default_cfgs(
@@ -44,17 +44,6 @@ def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransforme
     """
     arguments = dict(img_size=64, patch_size=8, embed_dim=96, depth=12, num_heads=3)
     return _create_deit(MICRO, pretrained=pretrained, **dict(arguments, **kwargs))
-
-
-def model_names() -> list[str]:
-    """Names to choose MODEL from: timm's DeiTs, ours included, and ViTs. What does not fit is refused with a reason."""
-    return timm.list_models(["deit_*", "deit3_*", "vit_tiny_patch*", "vit_small_patch*", "vit_base_patch*"])
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError, with the names to choose from, for one that timm does not know."""
-    if not timm.is_model(name):
-        raise ValueError(f"MODEL={name} is unknown. Known: {', '.join(model_names())}")
 
 
 def create_model(

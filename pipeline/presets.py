@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dap import PruneConfig
-from pipeline.config import RunConfig
+from pipeline.config import PretrainConfig, RunConfig, TrainConfig
 from pipeline.methods import METHODS
-from pipeline.models import MICRO
-from pipeline.train.loop import TrainConfig
-from pipeline.train.pretrain import PretrainConfig
+from pipeline.model_names import MICRO
 
 
 def digits(sparsity: float) -> RunConfig:

@@ -35,9 +35,10 @@ from dap import PruneConfig
 from dap.compact import compact
 from dap.cost import BlockLatency, LatencyTable
 from dap.gates import branches_of, check_supported
-from pipeline import files, models
-from pipeline.data.datasets import View
+from pipeline import files
+from pipeline.data.view import View
 from pipeline.errors import EnvironmentLacks
+from pipeline.model_names import check_name
 from pipeline.runs import Run
 from pipeline.train.loop import Progress
 from targets import TARGETS, Target
@@ -300,7 +301,7 @@ class _Timing:
 
 def dense_of(model: str, depth: int | None = None) -> VisionTransformer:
     """The dense model of a name with random weights and so many layers; None: its own."""
-    models.check_name(model)
+    check_name(model)
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
     return check_supported(timm.create_model(model, num_classes=CLASSES, **options)).eval()
 

@@ -1,36 +1,12 @@
-"""The run folder: its lock, its config, and what every finished stage left."""
+"""The run folder: its config, and what every finished stage left."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig, differences, from_dict, to_dict
 from pipeline.files import Log, digest, read_json, write_json
-
-
-class InUse(ValueError):
-    """Another process is at work on a run."""
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the lock goes with the process, however it ends.
-
-    Raises InUse if another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUse(
-                f"{folder} is in use by another process. Wait for it, or choose another with RUN= or DATA="
-            ) from error
-        yield
 
 
 class Run:

@@ -21,14 +21,15 @@ from pipeline import files, models, profiling
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment
-from pipeline.data.datasets import View
+from pipeline.data.view import View
 from pipeline.deploying import export, validate
 from pipeline.errors import EnvironmentLacks
 from pipeline.methods import build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
 from pipeline.report.summary import summarise
-from pipeline.train.evaluate import make_accelerator, predictor
+from pipeline.train import runtime
+from pipeline.train.evaluate import predictor
 from targets import TARGETS
 from targets.artifact import RuntimeUnavailable
 from targets.devices.drivers import connect
@@ -74,7 +75,7 @@ def dense(context: Context) -> Written:
 
 def prune(context: Context) -> Written:
     """Fine-tune while the pruner allocates and masks, or decide in one shot; ends with a model of dense shape."""
-    model, pruner = _pruned_model(context, make_accelerator().device)
+    model, pruner = _pruned_model(context, runtime.accelerator().device)
     if context.run.config.prune is None:
         pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
     else:

@@ -12,11 +12,10 @@ from PIL import Image
 
 from dap import PruneConfig
 from pipeline import presets, stages
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.context import Context
 from pipeline.data import transfer
 from pipeline.runs import Run
-from pipeline.train.loop import TrainConfig
 from targets.latency import Protocol
 
 torch.set_num_threads(2)

@@ -29,7 +29,7 @@ from PIL import Image
 
 from pipeline import apps
 from pipeline.data import augment, images
-from pipeline.data.datasets import View
+from pipeline.data.view import View
 from targets import executorch_program, manifest, tflite_program
 from targets.artifact import RuntimeUnavailable, sha256_of
 from targets.devices import browser

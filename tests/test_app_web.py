@@ -28,8 +28,8 @@ from typer.testing import CliRunner
 from pipeline import __main__ as command
 from pipeline import app_server, apps
 from pipeline.data import augment
-from pipeline.data.datasets import View
 from pipeline.data.images import of_array, open_picture
+from pipeline.data.view import View
 from targets import manifest
 from targets.devices import browser, browser_server
 from targets.formats import FORMATS

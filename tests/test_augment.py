@@ -18,8 +18,8 @@ from timm.data import auto_augment, create_transform
 from pipeline import models
 from pipeline.data import augment, rand_augment
 from pipeline.data.augment import CIFAR, DEIT, DIGITS, LIGHT, Augmentation
-from pipeline.data.datasets import View
 from pipeline.data.images import Picture, of_array, open_picture
+from pipeline.data.view import View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from pipeline import models
 from pipeline.experiments import bench_step
+from pipeline.model_names import MICRO
 from pipeline.report.results import write_results
 
 
 @pytest.mark.slow
 def test_bench_step_has_a_row_per_probe_and_ratios_to_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_step, "BATCH", {models.MICRO: {"cpu": 8, "cuda": 8}})
+    monkeypatch.setattr(bench_step, "BATCH", {MICRO: {"cpu": 8, "cuda": 8}})
     rows = bench_step.bench_step(quick=True, say=lambda _: None)
     assert [row["probe"] for row in rows] == ["none", "default", "reference"]
     for row in rows:

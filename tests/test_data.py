@@ -10,8 +10,9 @@ from PIL import Image
 
 from pipeline.data import augment
 from pipeline.data.catalog import KNOWN
-from pipeline.data.datasets import check_name, load_dataset
+from pipeline.data.datasets import load_dataset
 from pipeline.data.images import of_array
+from pipeline.data.names import check_name
 
 
 def test_digits_are_split_once_and_for_all():

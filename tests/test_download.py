@@ -21,7 +21,7 @@ from pipeline.data import transfer
 from pipeline.data.catalog import KNOWN, Known
 from pipeline.data.download import fetch, lacks
 from pipeline.errors import EnvironmentLacks, Interrupted
-from pipeline.runs import locked
+from pipeline.files import locked
 
 
 def quiet(*_: object) -> None:

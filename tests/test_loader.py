@@ -12,9 +12,11 @@ import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from pipeline.data import augment, loader
-from pipeline.data.datasets import Arrays, Dataset, Split, View, load_dataset
+from pipeline.data.datasets import Arrays, Dataset, Split, load_dataset
 from pipeline.data.images import Picture, of_array
-from pipeline.data.loader import Order, PerImage, default_workers, eval_loader, normalise, obstacle, train_loader
+from pipeline.data.loader import Order, PerImage, default_workers, eval_loader, obstacle, train_loader
+from pipeline.data.view import View, normalise
+from pipeline.train import runtime
 
 VIEW = View(size=64, crop_ratio=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 MODES = pytest.mark.parametrize("in_memory", [False, True], ids=["per image", "in memory"])
@@ -40,7 +42,7 @@ def of_arrays(array: np.ndarray, recipe: augment.Augmentation) -> Dataset:
 
 def batches(dataset, count, *, step=0, seed=0, workers=0, in_memory=False):
     """`count` batches of 16 from `step` on; 3 are an epoch."""
-    stream = train_loader(dataset, 64, 16, seed, workers, in_memory).starting_at(step)
+    stream = train_loader(dataset, 64, 16, seed, workers, in_memory, share=runtime.share()).starting_at(step)
     return [(images.clone(), labels.clone()) for images, labels in itertools.islice(stream, count)]
 
 
@@ -138,7 +140,7 @@ def test_copies_of_an_image_are_decoded_once():
     array = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
     split = Split(images=Images(array), labels=np.zeros(12, np.int64))
     three = replace(of_arrays(array, replace(augment.LIGHT, repeats=3)), train=split)
-    images, _ = next(train_loader(three, 64, 12, 0, 0).starting_at(0))
+    images, _ = next(train_loader(three, 64, 12, 0, 0, share=runtime.share()).starting_at(0))
     assert len(decoded) == 4
     assert len({image.numpy().tobytes() for image in images}) == 12  # but augmented one by one
 

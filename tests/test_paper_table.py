@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files, models
+from pipeline import files
 from pipeline.data.datasets import load_dataset
 from pipeline.experiments import miniature, paper_table
+from pipeline.model_names import MICRO
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,8 +55,8 @@ def test_only_the_data_sets_of_the_table_have_miniatures(tmp_path):
 @pytest.mark.slow
 def test_the_dry_run_trains_every_cell_of_every_command(tmp_path):
     said: list[str] = []
-    found = paper_table.dry_run(tmp_path, models=(models.MICRO,), progress=lambda *_: None, say=said.append)
-    assert list(found) == [paper_table.command(models.MICRO, dataset) for dataset in paper_table.DATASETS]
+    found = paper_table.dry_run(tmp_path, models=(MICRO,), progress=lambda *_: None, say=said.append)
+    assert list(found) == [paper_table.command(MICRO, dataset) for dataset in paper_table.DATASETS]
     assert all(command in said for command in found)
     for rows in found.values():
         asked = [(row["method"], row["sparsity_target"]) for row in rows]

@@ -3,7 +3,8 @@
 from safetensors.torch import load_file
 
 from pipeline import presets
-from pipeline.models import MICRO, create_model
+from pipeline.model_names import MICRO
+from pipeline.models import create_model
 from pipeline.train.pretrain import pretrain
 
 

@@ -11,8 +11,8 @@ from conftest import tiny_config
 
 from pipeline import files
 from pipeline.config import from_dict, to_dict
-from pipeline.files import Log, atomic, load_checkpoint, read_json, save_checkpoint, write_json
-from pipeline.runs import Run, latest, locked
+from pipeline.files import Log, atomic, load_checkpoint, locked, read_json, save_checkpoint, write_json
+from pipeline.runs import Run, latest
 
 
 @pytest.fixture

@@ -13,11 +13,14 @@ import torch
 from dap_models import CLASSES, tiny_vit
 
 from pipeline import files
+from pipeline.config import TrainConfig
 from pipeline.data import augment
-from pipeline.data.datasets import Arrays, Dataset, Split, View
+from pipeline.data.datasets import Arrays, Dataset, Split
 from pipeline.data.loader import train_loader
+from pipeline.data.view import View
 from pipeline.errors import Interrupted
-from pipeline.train.loop import TrainConfig, distillation, train
+from pipeline.train import runtime
+from pipeline.train.loop import distillation, train
 
 ROOT = Path(__file__).parent.parent
 VIEW = View(size=16, crop_ratio=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -37,7 +40,7 @@ def run(folder: Path, *, pruner=None, teacher=None, progress=None, evaluate=None
     log = files.Log(folder / "log.jsonl")
     train(
         model,
-        train_loader(dataset, 16, config.batch_size, 0, 0, config.in_memory),
+        train_loader(dataset, 16, config.batch_size, 0, 0, config.in_memory, share=runtime.share()),
         config,
         stage="x",
         seed=0,

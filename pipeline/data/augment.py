@@ -5,7 +5,7 @@ import os
 import random
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 # albumentations asks the network for newer versions of itself when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -18,9 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pipeline.data import rand_augment
 from pipeline.data.images import Picture
-
-if TYPE_CHECKING:
-    from pipeline.data.datasets import View  # which imports this module
+from pipeline.data.view import View
 
 # Workers are processes already; OpenCV's own threads would only fight with torch's.
 cv2.setNumThreads(0)
@@ -197,7 +195,7 @@ LARGEST_RESIZED = 100_000_000
 """pixels: the resized form of a narrow strip can be far larger, and would not fit into memory"""
 
 
-def eval_transform(view: "View") -> "_EvalTransform":
+def eval_transform(view: View) -> "_EvalTransform":
     """picture -> uint8 (size, size, 3) RGB: what timm's create_transform makes of it for this model, to the bit.
 
     Of strips whose resized form has more than LARGEST_RESIZED pixels only the part that the crop keeps is made, which
@@ -207,7 +205,7 @@ def eval_transform(view: "View") -> "_EvalTransform":
 
 
 class _EvalTransform:
-    def __init__(self, view: "View") -> None:
+    def __init__(self, view: View) -> None:
         self.view = view
         self.method = Image.Resampling[view.interpolation.upper()]
 
@@ -233,7 +231,7 @@ class _EvalTransform:
         return side, int(side * picture.width / picture.height)
 
 
-def resize_rule(view: "View") -> dict[str, Any]:
+def resize_rule(view: View) -> dict[str, Any]:
     """What eval_transform does, for apps that repeat it in another language.
 
     It is enough to repeat it to the bit (`tests/test_augment.py` does, in numpy alone), in float32 to a grey level.
@@ -259,6 +257,6 @@ def resize_rule(view: "View") -> dict[str, Any]:
     }
 
 
-def _side(view: "View") -> int:
+def _side(view: View) -> int:
     """Shorter side of the resized image."""
     return math.floor(view.size / view.crop_ratio)

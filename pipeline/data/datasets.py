@@ -1,24 +1,20 @@
-"""Datasets: images with their classes, and how a model wants to see them."""
+"""Datasets: images with their classes."""
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import timm
-import torch
 
 from pipeline.data import augment, cifar, images, layouts
 from pipeline.data.augment import Augmentation
-from pipeline.data.catalog import KNOWN
 from pipeline.data.images import Picture
 from pipeline.data.index import Files, Progress, Skipped, list_images
 from pipeline.data.layouts import Rows
+from pipeline.data.names import check_name, missing, path_of
 from pipeline.data.vetting import vet
 
-DATASETS = ("digits", *KNOWN, "folder:PATH")
 LAYOUTS = {"ifood": layouts.ifood, "inat19": layouts.inat19, "imagenet": layouts.imagenet}
 AUGMENTATIONS = {
     "digits": augment.DIGITS,
@@ -30,50 +26,6 @@ AUGMENTATIONS = {
 }
 SMALL = 128
 """pixels: a folder whose images are no larger gets a recipe for small images, another one DeiT's without repetition"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """How a model wants its images; written to preprocess.json so that apps can repeat it."""
-
-    size: int
-    """height and width, pixels"""
-    crop_ratio: float
-    """share of the shorter side that the centre crop keeps"""
-    mean: tuple[float, ...]
-    """per channel, of images scaled to 0..1"""
-    std: tuple[float, ...]
-    """per channel, of images scaled to 0..1"""
-    interpolation: str = "bicubic"
-    """of the resize in evaluation: bicubic or bilinear, antialiased"""
-    crop_mode: str = "center"
-    """center: proportions are kept; squash: they are not, the resized image is square"""
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in ("bicubic", "bilinear") or self.crop_mode not in ("center", "squash"):
-            raise ValueError(
-                f"the model wants its images resized by interpolation={self.interpolation}, crop_mode={self.crop_mode};"
-                " only bicubic and bilinear, center and squash are supported. Take another MODEL"
-            )
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "View":
-        """The view in preprocess.json."""
-        known = {field.name: values[field.name] for field in dataclasses.fields(View) if field.name in values}
-        return View(**{**known, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-
-    @staticmethod
-    def of(model: torch.nn.Module) -> "View":
-        """What timm's own configuration of this model says."""
-        config = timm.data.resolve_model_data_config(model)
-        return View(
-            size=config["input_size"][-1],
-            crop_ratio=config["crop_pct"],
-            mean=config["mean"],
-            std=config["std"],
-            interpolation=config["interpolation"],
-            crop_mode=config["crop_mode"],
-        )
 
 
 class Images(Protocol):
@@ -154,7 +106,7 @@ def load_dataset(
     unusable images than allowed, or a subset that is not there.
     """
     check_name(name, folder)
-    path = _path(name, folder)
+    path = path_of(name, folder)
     try:
         if name == "digits":
             dataset = _in_memory(name, *_digits())
@@ -163,34 +115,8 @@ def load_dataset(
         else:
             dataset = _of_files(name, path, max_bad_share, progress)
     except FileNotFoundError as error:
-        raise ValueError(_missing(name, path, f"{error.filename or error} is missing")) from error
+        raise ValueError(missing(name, path, f"{error.filename or error} is missing")) from error
     return _subset(dataset, subset) if subset else dataset
-
-
-def check_name(name: str, folder: Path | None = None) -> None:
-    """Raises ValueError for a name that `load_dataset` does not know, and for data that are not there."""
-    if name != "digits" and name not in KNOWN and not name.startswith("folder:"):
-        raise ValueError(f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}")
-    if folder and name not in KNOWN:
-        raise ValueError(f"DATA={folder} tells where one of {', '.join(KNOWN)} lies; leave it out for DATASET={name}")
-    path = _path(name, folder)
-    if name != "digits" and not path.exists():
-        raise ValueError(_missing(name, path, f"{path} does not exist"))
-
-
-def _path(name: str, folder: Path | None) -> Path:
-    path = (folder or KNOWN[name].folder) if name in KNOWN else Path(name.removeprefix("folder:"))
-    return path.expanduser()
-
-
-def _missing(name: str, path: Path, what: str) -> str:
-    if name not in KNOWN:
-        return f"DATASET={name}: {what}"
-    known = KNOWN[name]
-    return (
-        f"DATASET={name}: {what}. `{known.command(path)}` gets {known.title}: {known.download_bytes / 1e9:.2g} GB to "
-        f"download, {known.unpacked_bytes / 1e9:.2g} GB unpacked. If you have it elsewhere, add DATA=dir"
-    )
 
 
 def _digits() -> tuple[tuple[str, ...], cifar.Arrays, cifar.Arrays]:

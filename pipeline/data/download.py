@@ -20,7 +20,7 @@ from pipeline.data.index import list_images
 from pipeline.data.transfer import TransferFailed, download, part_of, size_of
 from pipeline.data.unpack import UNPACKING, unpack
 from pipeline.errors import EnvironmentLacks
-from pipeline.runs import locked
+from pipeline.files import locked
 
 Progress = Callable[[str, int, int], None]
 """told (what is done to which archive, bytes done, bytes in all)"""

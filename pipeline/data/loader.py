@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.augment import Augmentation, eval_transform, train_transform
 from pipeline.data.batch_augment import augment_batch, send
-from pipeline.data.datasets import Arrays, Dataset, Split, View
+from pipeline.data.datasets import Arrays, Dataset, Split
 from pipeline.data.images import Picture
+from pipeline.data.view import View
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """uint8 (B, 3, size, size) and int64 (B,)"""
@@ -37,6 +38,17 @@ class Batches(Protocol):
 
     def starting_at(self, step: int) -> Generator[Batch, None, None]:
         """The batches of step, step + 1, ... across epochs. Raises ValueError that names an image it cannot read."""
+
+
+class Share(NamedTuple):
+    """What one process has of a training."""
+
+    process: int
+    """which of them it is, from 0"""
+    processes: int
+    """how many there are"""
+    device: torch.device
+    """that it trains on"""
 
 
 class Order:
@@ -200,7 +212,14 @@ class Evaluation:
 
 
 def train_loader(
-    dataset: Dataset, size: int, batch_size: int, seed: int, workers: int, in_memory: bool | None = None
+    dataset: Dataset,
+    size: int,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    in_memory: bool | None = None,
+    *,
+    share: Share,
 ) -> Batches:
     """The training batches of this process.
 
@@ -210,18 +229,17 @@ def train_loader(
     in_memory: hold all images on the device and augment them there, a batch at a time. None: on a GPU, if the images
                are of one size, no larger than the model's input (for a recipe with a crop), and take no more than
                IN_MEMORY_BYTES. On a CPU a step of training takes as long either way
+    share:     of this process
     Raises ValueError if there are too few images, or for in_memory=True where that cannot be done.
     """
-    from pipeline.train.evaluate import make_accelerator  # not above: that module takes normalise from this one
-
-    accelerator = make_accelerator()
-    order = Order(len(dataset.train.labels), batch_size, seed, dataset.augmentation.repeats,
-                  accelerator.process_index, accelerator.num_processes)  # fmt: skip
+    order = Order(
+        len(dataset.train.labels), batch_size, seed, dataset.augmentation.repeats, share.process, share.processes
+    )
     reason = obstacle(dataset, size)
     if in_memory and reason:
         raise ValueError(f"in_memory=True: {reason}. Leave it out")
-    if in_memory or (in_memory is None and not reason and accelerator.device.type == "cuda"):
-        return InMemory(dataset, size, order, workers, accelerator.device)
+    if in_memory or (in_memory is None and not reason and share.device.type == "cuda"):
+        return InMemory(dataset, size, order, workers, share.device)
     return PerImage(dataset, size, order, workers)
 
 
@@ -246,15 +264,3 @@ def _as_it_is(batch: Any) -> Any:
 def _leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; workers must live until the parent has written its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@functools.cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(-1, 1, 1)
-
-
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """uint8 (B, 3, H, W) 0..255 -> float32 (B, 3, H, W), zero mean and unit deviation per channel."""
-    # the constants are kept: copying them to a GPU anew would make it wait at every step
-    return (images.float() / 255 - _per_channel(mean, images.device)) / _per_channel(std, images.device)

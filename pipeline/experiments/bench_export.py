@@ -19,7 +19,7 @@ import torch
 from timm.models import VisionTransformer
 
 from dap import PruneConfig, Pruner, count_macs
-from pipeline.data.datasets import View
+from pipeline.data.view import View
 from pipeline.train.evaluate import predictor
 from targets import TARGETS, executorch, tflite
 from targets.artifact import ExportInfo, Program, convert

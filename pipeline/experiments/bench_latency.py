@@ -21,8 +21,9 @@ from pipeline import profiling, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.experiments.compare import Cell, cells, compare, unseen
+from pipeline.files import locked
 from pipeline.presets import with_latency, with_method
-from pipeline.runs import Run, locked
+from pipeline.runs import Run
 from pipeline.train.loop import Progress
 from targets import TARGETS
 from targets.formats import FORMATS

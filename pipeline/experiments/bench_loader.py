@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 from pipeline.data import augment
 from pipeline.data.datasets import Dataset, Split
 from pipeline.data.index import Files
-from pipeline.data.loader import Batches, InMemory, Order, PerImage, normalise
-from pipeline.train.evaluate import make_accelerator
+from pipeline.data.loader import Batches, InMemory, Order, PerImage
+from pipeline.data.view import normalise
+from pipeline.train import runtime
 
 BATCH = 32
 PHOTOS, SMALL = (400, 500), (64, 64)
@@ -131,7 +132,7 @@ def _loaders(folder: Path, dataset: Dataset, size: int, workers: int) -> dict[st
     if INPUT[PHOTOS] == size:
         ours["ours, every image 3 times"] = normalised(PerImage(dataset, size, orders[3], workers))
     else:
-        ours["in memory"] = normalised(InMemory(dataset, size, orders[1], workers, make_accelerator().device))
+        ours["in memory"] = normalised(InMemory(dataset, size, orders[1], workers, runtime.accelerator().device))
     return {"timm": timm, "decoding alone": decoding, **ours}
 
 

@@ -16,13 +16,13 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from dap import PruneConfig, Pruner
-from pipeline import models
 from pipeline.errors import EnvironmentLacks
-from pipeline.train.evaluate import make_accelerator
+from pipeline.model_names import MICRO
+from pipeline.train import runtime
 from targets.artifact import peak_memory_mb
 
 PROBES = ("none", "default", "reference")
-BATCH = {models.MICRO: {"cpu": 64, "cuda": 512}, "deit_tiny_patch16_224": {"cpu": 32, "cuda": 128}}
+BATCH = {MICRO: {"cpu": 64, "cuda": 512}, "deit_tiny_patch16_224": {"cpu": 32, "cuda": 128}}
 CLASSES = 60
 EPOCH_STEPS, EPOCHS = 100, 10  # masks move three times an epoch: the rarer, the longer an epoch
 STEPS = 2  # per sample
@@ -33,7 +33,7 @@ def bench_step(*, quick: bool, say: Callable[[str], None]) -> list[dict[str, Any
 
     quick: the small model and few samples, for a look rather than a result
     """
-    device = make_accelerator().device.type
+    device = runtime.accelerator().device.type
     rows = []
     for model in list(BATCH)[: 1 if quick else None]:
         batch, samples = BATCH[model][device], 3 if quick else 8
@@ -79,7 +79,7 @@ def _times(model: str, batch: int, samples: int, say: Callable[[str], None]) -> 
 
 def _stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
     """A training step on images that stay the same, with everything that the training loop does."""
-    device = make_accelerator().device
+    device = runtime.accelerator().device
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=CLASSES).to(device).train()
     size = timm.data.resolve_model_data_config(model)["input_size"][-1]
@@ -89,7 +89,7 @@ def _stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
     if probe != "none":
         config = PruneConfig(sparsity=0.5, probe="reference" if probe == "reference" else "default")
         pruner = Pruner(model, config, steps_per_epoch=EPOCH_STEPS, epochs=EPOCHS)
-    accelerator = make_accelerator()
+    accelerator = runtime.accelerator()
 
     def step() -> None:
         with accelerator.autocast():

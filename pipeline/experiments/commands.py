@@ -43,7 +43,7 @@ def pretrain(
 ) -> None:
     """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
     from pipeline import presets
-    from pipeline.runs import locked
+    from pipeline.files import locked
     from pipeline.train.pretrain import pretrain as train_weights
 
     config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)

@@ -25,9 +25,10 @@ from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from pipeline.experiments.side_by_side import latencies
+from pipeline.files import InUse, locked
 from pipeline.methods import METHODS, RELEASED, VARIANTS, variant_settings
 from pipeline.presets import with_method
-from pipeline.runs import InUse, Run, locked
+from pipeline.runs import Run
 from pipeline.train.evaluate import model_top1
 from pipeline.train.loop import Progress
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from timm.models import VisionTransformer
 
-from pipeline.data.datasets import View
+from pipeline.data.view import View
 from targets import TARGETS, tflite, tflite_program
 from targets.latency import LatencyResult, Protocol, measure
 

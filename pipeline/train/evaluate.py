@@ -3,22 +3,12 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from pipeline.data.datasets import View
-from pipeline.data.loader import normalise
+from pipeline.data.view import View, normalise
+from pipeline.train import runtime
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
-
-
-def make_accelerator() -> Accelerator:
-    """The device and precision of everything that runs a model: bfloat16 where a GPU has it, else float32.
-
-    Made in one place because the library allows a process one precision only.
-    """
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return Accelerator(mixed_precision="bf16" if bf16 else "no")
 
 
 def top1_percent(predict: Predict, batches: Iterable) -> float:
@@ -52,7 +42,7 @@ def predictor(model: nn.Module, view: View) -> Predict:
 
 def model_top1(model: nn.Module, view: View, batches: Iterable) -> float:
     """Top-1 accuracy in percent, on the fastest device; the model is on the CPU afterwards."""
-    model.to(make_accelerator().device)
+    model.to(runtime.accelerator().device)
     try:
         return top1_percent(predictor(model, view), batches)
     finally:

@@ -7,12 +7,10 @@ A GPU is never waited for within a step: the loss of a step is read, checked and
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -24,55 +22,11 @@ from torch import nn
 
 from dap import Method
 from pipeline import files
-from pipeline.data.datasets import View
-from pipeline.data.loader import Batches, normalise
+from pipeline.config import TrainConfig
+from pipeline.data.loader import Batches
+from pipeline.data.view import View, normalise
 from pipeline.errors import Interrupted
-from pipeline.train.evaluate import make_accelerator
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a model is trained in one stage."""
-
-    epochs: int
-    """passes over the training split"""
-    batch_size: int = 64
-    """images per step and process"""
-    lr: float = 5e-4
-    """peak learning rate at this batch size"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """shape of the learning rate after warm-up"""
-    warmup_epochs: float = 0.0
-    """linear warm-up"""
-    weight_decay: float = 0.05
-    """AdamW; none on biases, norms, tokens and position embedding"""
-    label_smoothing: float = 0.1
-    """share of the target spread over all classes"""
-    mixup: float = 0.0
-    """mixup alpha, 0: off"""
-    cutmix: float = 0.0
-    """cutmix alpha, 0: off"""
-    drop_path: float = 0.0
-    """stochastic depth of the last block"""
-    clip_grad: float = 1.0
-    """largest gradient norm"""
-    checkpoint_seconds: float = 60.0
-    """time between checkpoints"""
-    in_memory: bool | None = None
-    """hold all training images on the device and augment them there; None: on a GPU, if loader.obstacle finds none"""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs={self.epochs} must be 1 or more")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise ValueError(f"batch_size={self.batch_size} must be even: mixup and cutmix mix two images each")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr={self.lr} must be above 0")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
-
+from pipeline.train import runtime
 
 # Soft distillation as in arXiv 2012.12877, section 4, with its temperature and weight.
 TEACHER_TEMPERATURE, TEACHER_WEIGHT = 3.0, 0.1
@@ -80,24 +34,6 @@ TEACHER_TEMPERATURE, TEACHER_WEIGHT = 3.0, 0.1
 _BEGIN_ANEW = "Delete it to begin this stage anew"
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-class _StopRequest:
-    """Turns the first Ctrl-C (or TERM) into a flag that is read between steps; a second one stops at once."""
-
-    def __enter__(self) -> "_StopRequest":
-        self.set = False
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.set:
-            raise Interrupted("stopped at once, without a new checkpoint")
-        self.set = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class _Loss:
@@ -141,7 +77,7 @@ def train(
     Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite, which is
     noticed a step late but never saved.
     """
-    accelerator = make_accelerator()
+    accelerator = runtime.accelerator()
     device = accelerator.device
     optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)  # not the batches: they know their process themselves
@@ -205,7 +141,7 @@ def train(
 
     model.train()
     saved_at = time.monotonic()
-    with _StopRequest() as stop, contextlib.closing(batches.starting_at(step)) as stream:
+    with runtime.StopRequest() as stop, contextlib.closing(batches.starting_at(step)) as stream:
         while step < total:
             images, labels = next(stream)
             set_seed(_step_seed(seed, step), device_specific=True)

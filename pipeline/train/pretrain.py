@@ -1,6 +1,6 @@
 """`make pretrain`: the weights of the embedded default model, from any class-folder data set."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +8,15 @@ from accelerate.utils import set_seed
 from safetensors.torch import save
 
 from pipeline import files, models
+from pipeline.config import PretrainConfig
 from pipeline.data import datasets, loader
-from pipeline.data.datasets import View
 from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.view import View
+from pipeline.train import runtime
 from pipeline.train.evaluate import model_top1
-from pipeline.train.loop import Progress, TrainConfig, train
+from pipeline.train.loop import Progress, train
 
 LOST_IMAGES = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """What `make pretrain` does; saved beside its checkpoints."""
-
-    dataset: str
-    """folder:PATH"""
-    model: str = models.MICRO
-    """a timm DeiT or ViT name"""
-    init: str | None = None
-    """weights to begin from; None: random"""
-    seed: int = 0
-    """of the weights, the order and the augmentation"""
-    train: TrainConfig
-    """the training itself"""
 
 
 def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -52,7 +38,15 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
     log = files.Log(folder / "log.jsonl")
     train(
         model,
-        train_loader(dataset, view.size, config.train.batch_size, config.seed, workers, config.train.in_memory),
+        train_loader(
+            dataset,
+            view.size,
+            config.train.batch_size,
+            config.seed,
+            workers,
+            config.train.in_memory,
+            share=runtime.share(),
+        ),
         config.train,
         stage="pretrain",
         seed=config.seed,

@@ -1,0 +1,65 @@
+"""How a model wants to see its images."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a model wants its images; written to preprocess.json so that apps can repeat it."""
+
+    size: int
+    """height and width, pixels"""
+    crop_ratio: float
+    """share of the shorter side that the centre crop keeps"""
+    mean: tuple[float, ...]
+    """per channel, of images scaled to 0..1"""
+    std: tuple[float, ...]
+    """per channel, of images scaled to 0..1"""
+    interpolation: str = "bicubic"
+    """of the resize in evaluation: bicubic or bilinear, antialiased"""
+    crop_mode: str = "center"
+    """center: proportions are kept; squash: they are not, the resized image is square"""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bicubic", "bilinear") or self.crop_mode not in ("center", "squash"):
+            raise ValueError(
+                f"the model wants its images resized by interpolation={self.interpolation}, crop_mode={self.crop_mode};"
+                " only bicubic and bilinear, center and squash are supported. Take another MODEL"
+            )
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "View":
+        """The view in preprocess.json."""
+        known = {field.name: values[field.name] for field in dataclasses.fields(View) if field.name in values}
+        return View(**{**known, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    @staticmethod
+    def of(model: torch.nn.Module) -> "View":
+        """What timm's own configuration of this model says."""
+        config = timm.data.resolve_model_data_config(model)
+        return View(
+            size=config["input_size"][-1],
+            crop_ratio=config["crop_pct"],
+            mean=config["mean"],
+            std=config["std"],
+            interpolation=config["interpolation"],
+            crop_mode=config["crop_mode"],
+        )
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """uint8 (B, 3, H, W) 0..255 -> float32 (B, 3, H, W), zero mean and unit deviation per channel."""
+    # the constants are kept: copying them to a GPU anew would make it wait at every step
+    return (images.float() / 255 - _per_channel(mean, images.device)) / _per_channel(std, images.device)
