@@ -2,7 +2,7 @@
 
     from dap import PruneConfig, Pruner, load_compact, save_compact
 
-Names are imported on first use, so that loading a small model needs neither the pruner nor its probes.
+Names are imported on first use, so that a config needs no torch, and a small model neither the pruner nor its probes.
 """
 
 from importlib import import_module
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dap.compact import architecture_of, load_compact, save_compact
+    from dap.config import PruneConfig
     from dap.cost import block_params, count_macs, count_params
     from dap.method import BlockReport, MaskUpdate, Method
-    from dap.pruner import PruneConfig, Pruner
+    from dap.pruner import Pruner
 
 __all__ = [
     "BlockReport",
@@ -30,9 +31,10 @@ __all__ = [
 
 _HOME = {
     "dap.compact": ("architecture_of", "load_compact", "save_compact"),
+    "dap.config": ("PruneConfig",),
     "dap.cost": ("block_params", "count_macs", "count_params"),
     "dap.method": ("BlockReport", "MaskUpdate", "Method"),
-    "dap.pruner": ("PruneConfig", "Pruner"),
+    "dap.pruner": ("Pruner",),
 }
 
 

@@ -4,7 +4,6 @@ The methods are dap.pruner.Pruner (DAP and its controls uniform, taylor and magn
 """
 
 from collections.abc import Iterable
-from math import isfinite
 from typing import Any, Protocol, TypedDict
 
 import torch
@@ -105,12 +104,3 @@ def average_over_ranks(tensors: list[Tensor]) -> None:
         flat /= dist.get_world_size()
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
-
-
-def check_number(config: object, name: str, low: float, high: float, open_ends: bool = False) -> None:
-    """Raise ValueError unless the setting `name` is a number between low and high, without them if open_ends."""
-    value = getattr(config, name)
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not valid or not low <= value <= high or (open_ends and value in (low, high)):
-        ends = "strictly between" if open_ends else "between"
-        raise ValueError(f"{name} must be a number {ends} {low:g} and {high:g}, got {value!r}")

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dap.compact import PrunedBlock, architecture_of, compact, load_compact, save_compact
+from dap.config import PruneConfig
 from dap.cost import block_params, count_macs, count_params
 from dap.gates import Gates, branches_of
-from dap.pruner import PruneConfig, Pruner
+from dap.pruner import Pruner
 
 
 def cut(model: Any, which: Any, kept: list[dict[str, list[int]]]) -> tuple[torch.Tensor, Any]:

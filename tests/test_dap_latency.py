@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dap.allocate import keep_ratios, ratios_with_entry
+from dap.config import PruneConfig
 from dap.cost import BlockLatency, LatencyTable
-from dap.pruner import PruneConfig, Pruner
+from dap.pruner import Pruner
 
 K, F = 12, 96
 STEPS = 24

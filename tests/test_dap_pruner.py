@@ -18,10 +18,11 @@ from dap_models import CLASSES, batches, logits, tiny_vit, train
 from torch import Tensor
 
 from dap import allocate, importance
+from dap.config import PruneConfig
 from dap.cost import count_macs, count_params
 from dap.gates import branches_of
 from dap.indicator import Tokens
-from dap.pruner import PruneConfig, Pruner
+from dap.pruner import Pruner
 
 STEPS = 30
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from dap.allocate import model_budget
 from dap.compact import architecture_of, build
+from dap.config import check_number
 from dap.cost import block_params, count_params
 from dap.gates import branches_of, check_supported
-from dap.method import BlockReport, MaskUpdate, average_over_ranks, check_number
+from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 BATCHES = 50  # for the Taylor scores, as in the paper's runs
 MOST = 0.95  # the highest share of a layer that may go

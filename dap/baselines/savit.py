@@ -25,8 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dap.allocate import model_budget
 from dap.baselines.savit_search import Costs, evolve, select
 from dap.compact import compact, narrow
+from dap.config import check_number
 from dap.gates import Branch, branches_of, check_supported
-from dap.method import BlockReport, MaskUpdate, average_over_ranks, check_number
+from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 Ints = NDArray[np.int64]
 

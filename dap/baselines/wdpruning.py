@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from dap.allocate import model_budget
 from dap.compact import compact
+from dap.config import check_number
 from dap.cost import count_params
 from dap.gates import Gates, branches_of, check_supported
-from dap.method import BlockReport, MaskUpdate, average_over_ranks, check_number
+from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 OPEN = 10.0  # first value of every threshold: sigmoid(10) keeps everything
 SCORE_LR, PENALTY_LR = 0.0025, 10.0
