@@ -1,16 +1,13 @@
 """The command line: the commands that make the product, and every way they can end."""
 
-import contextlib
 import dataclasses
 import errno
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +16,12 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from pipeline import console
+from pipeline import console, files, presets, sessions
+from pipeline.config import OWN
+from pipeline.data.catalog import KNOWN
 from pipeline.errors import (
     BUDGET_MISSED,
     DEFECT,
-    DONE,
     ENVIRONMENT,
     INTERRUPTED,
     WRONG_USE,
@@ -31,16 +29,18 @@ from pipeline.errors import (
     Interrupted,
 )
 from pipeline.experiments import commands
+from pipeline.model_names import check_name
 from pipeline.options import (
     EXIT_CODES,
-    RUNS,
     DataOption,
     DatasetOption,
     ModelOption,
     SeedOption,
     SubsetOption,
     configure,
+    from_make,
 )
+from targets import TARGETS
 
 app = typer.Typer(
     help="Prune a pretrained DeiT while it is fine-tuned on your data, and ship it within a budget.",
@@ -50,6 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+STAGES = ("prepare", "dense", "prune", "compact", "finetune", "export", "validate", "report")
 
 RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
 BudgetOption = Annotated[
@@ -71,16 +73,14 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Also write the report as a results file.")] = None,
 ) -> None:
     """The whole product on the embedded default: prune the digits model to a quarter, export, prove it."""
-    from pipeline import presets
-    from pipeline.files import read_json
-    from pipeline.report.results import write_results
-
     config = dataclasses.replace(presets.digits(0.75), seed=seed)
-    folder = _folder(run or "demo")
-    _train(folder, config)
-    code = _deploy(folder, "host", quick=True)
+    folder = sessions.folder_of(run or "demo")
+    sessions.train(folder, config)
+    code = sessions.deploy(folder, "host", sessions.Deployment(quick=True))
     if out:
-        write_results(out, "make demo", [read_json(folder / "report.json")])
+        from pipeline.report.results import write_results
+
+        write_results(out, "make demo", [files.read_json(folder / "report.json")])
     raise typer.Exit(code)
 
 
@@ -93,11 +93,10 @@ def get_data(
 
     Archives that are in its folder already are used if their checksum matches.
     """
-    from pipeline.data.catalog import KNOWN
-    from pipeline.data.download import fetch
-
     if dataset not in KNOWN:
         raise ValueError(f"DATASET={dataset} cannot be downloaded. Known: {', '.join(KNOWN)}")
+    from pipeline.data.download import fetch
+
     known = KNOWN[dataset]
     folder = data or known.folder
     console.say(
@@ -106,11 +105,10 @@ def get_data(
     )
     with console.progress(DownloadColumn(), TransferSpeedColumn()) as progress:
         fetch(known, folder, lambda what, done, total: progress(what, done, total, {}))
-    console.output.print(f"{folder} holds {known.title}", soft_wrap=True)
+    console.tell(f"{folder} holds {known.title}")
     if archives := [archive.name for archive in known.archives if (folder / archive.name).exists()]:
-        console.output.print(f"no longer needed there: {' '.join(archives)}", soft_wrap=True)
-    shown = f" DATA={shlex.quote(str(data))}" if data else ""
-    console.output.print(f"next: make prune DATASET={dataset}{shown} SPARSITY=0.75", soft_wrap=True)
+        console.tell(f"no longer needed there: {' '.join(archives)}")
+    console.tell(f"next: {console.make('prune', dataset=dataset, data=data, sparsity=0.75)}")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -161,9 +159,6 @@ def prune(
 
     Repeat the same command to go on after an interruption.
     """
-    from pipeline import presets
-    from pipeline.config import OWN
-
     if sparsity is not None and latency_ms is not None:
         raise ValueError("SPARSITY and LATENCY_MS exclude each other: LATENCY_MS decides how much goes")
     config = configure(
@@ -186,11 +181,11 @@ def prune(
     if latency_ms is not None:
         config = presets.with_latency(config, latency_ms)
     config = presets.with_method(config, method, released=released)
-    folder = _folder(run or presets.run_name(config))
-    _train(folder, config)
-    console.output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    folder = sessions.folder_of(run or presets.run_name(config))
+    sessions.train(folder, config)
+    console.tell(f"report: {folder / 'report.html'}")
     if method != "dense":
-        console.output.print(f"next: make deploy TARGET={target} RUN={folder.name}", soft_wrap=True)
+        console.tell(f"next: {console.make('deploy', target=target, run=folder.name)}")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -208,12 +203,13 @@ def deploy(
 
     Without a device everything is proven that this machine can prove, and the rest is not measured (exit code 3).
     """
-    from pipeline.runs import latest
-
     if require not in (None, "all"):
         raise ValueError(f"--require takes all, not {require}")
-    folder = _folder(run) if run else latest(RUNS)
-    raise typer.Exit(_deploy(folder, target, budget=budget, quick=quick, require_all=require == "all", device=device))
+    if target not in TARGETS:
+        raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
+    folder = sessions.existing(run)
+    asked = sessions.Deployment(budget=budget, quick=quick, require_all=require == "all", device=device)
+    raise typer.Exit(sessions.deploy(folder, target, asked))
 
 
 @app.command("app", epilog=EXIT_CODES)
@@ -229,34 +225,21 @@ def open_app(
 
     An app without a model gets that of RUN, or of the latest run; without any run the demo's is trained first.
     """
-    from pipeline import app_server, apps
-    from targets import TARGETS
-    from targets.devices import browser
-
-    if target not in TARGETS or not TARGETS[target].app:
+    name = TARGETS[target].app if target in TARGETS else None
+    if name is None:
         known = ", ".join(name for name, entry in TARGETS.items() if entry.app)
         raise ValueError(f"there is no app for TARGET={target}. Known: {known}")
-    name = TARGETS[target].app
-    assert name is not None, "checked above"
+    from pipeline import apps
+
     if run or not apps.has_model(name):
-        folder = _folder(run) if run else _any_run()
-        code = _deploy(folder, target, quick=True)
+        folder = sessions.existing(run) if run else sessions.latest_or_demo()
+        code = sessions.deploy(folder, target, sessions.Deployment(quick=True))
         if not apps.has_model(name) or code == BUDGET_MISSED:
             raise typer.Exit(code)
     if name == "raspberry-pi":
-        archive = apps.bundle(RUNS / f"{apps.BUNDLE}-{target}.tar.gz")
-        console.output.print(f"app: {archive}, {decimal(archive.stat().st_size)}", soft_wrap=True)
-        console.output.print(
-            f"next: scp {archive} pi@raspberrypi.local: and there tar xf {archive.name} && {apps.BUNDLE}/install.sh",
-            soft_wrap=True,
-        )
-        return
-    if problem := browser.build(console.say):
-        raise EnvironmentLacks(problem)
-    server = app_server.server(apps.publish(browser.WEB), address, port)
-    console.output.print(f"open http://{address}:{server.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
-    with server, contextlib.suppress(Interrupted):
-        server.serve_forever()
+        apps.pack_for_board(target, sessions.RUNS)
+    else:
+        apps.serve(address, port)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -273,11 +256,11 @@ def profile(
 
     Writes targets/profiles/TARGET.json; a model of the same sizes, format and precision in it is replaced.
     """
-    from pipeline import profiling
-    from targets import TARGETS
-
     if target not in TARGETS:
         raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
+    check_name(model)
+    from pipeline import profiling
+
     with console.progress() as progress:
         found, path = profiling.profile(
             TARGETS[target],
@@ -289,115 +272,31 @@ def profile(
             progress=progress,
         )
     console.print_table(profiling.rows(found), ("kind", "width", "ms", "spread_ms"))
-    console.output.print(
+    console.tell(
         f"{path}: the dense model is predicted to take {found.dense_ms(profiling.depth_of(model)):.4g} ms; "
-        f"{len(found.whole)} whole models, by which the curves were scaled, come out within {100 * found.off():.1f} %",
-        soft_wrap=True,
+        f"{len(found.whole)} whole models, by which the curves were scaled, come out within {100 * found.off():.1f} %"
     )
-    console.output.print(f"next: make prune LATENCY_MS=... TARGET={target} MODEL={model}", soft_wrap=True)
+    console.tell(f"next: {console.make('prune', latency_ms='...', target=target, model=model)}")
 
 
-@app.command(epilog=EXIT_CODES)
-def stage(
-    name: Annotated[str, typer.Argument(help="prepare, dense, prune, compact, finetune, export, validate or report.")],
+@app.command("stage", epilog=EXIT_CODES)
+def run_stage(
+    stage: Annotated[str, typer.Argument(help=f"{', '.join(STAGES)}.")],
     run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
     target: Annotated[str, typer.Option(help="For export, validate and report.")] = "host",
     budget: BudgetOption = None,
 ) -> None:
     """Run one stage of an existing run alone; the stages before it must have finished."""
+    folder = sessions.existing(run)
+    if stage not in STAGES:
+        raise ValueError(f"stage {stage} is unknown. Known: {', '.join(STAGES)}")
     from pipeline import stages
-    from pipeline.runs import latest
 
-    with _context(_folder(run) if run else latest(RUNS)) as context:
-        if name in stages.TRAINING:
-            stages.run_training(context, only=name)
-        elif name in (*stages.DEPLOYING, "report"):
-            stages.run_deploying(context, target, only=name, budget=budget)
+    with sessions.at_work(folder) as context:
+        if stage in stages.TRAINING:
+            stages.run_training(context, only=stage)
         else:
-            known = ", ".join([*stages.TRAINING, *stages.DEPLOYING, "report"])
-            raise ValueError(f"stage {name} is unknown. Known: {known}")
-
-
-def _folder(name: str) -> Path:
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"RUN={name!r} must be a plain name; it becomes a folder below {RUNS}/")
-    return RUNS / name
-
-
-def _train(folder: Path, config) -> None:
-    from pipeline import stages
-    from pipeline.data import names
-    from pipeline.files import locked
-    from pipeline.model_names import check_name
-    from pipeline.runs import Run
-
-    # before a folder is made: a mistyped name should leave nothing behind
-    names.check_name(config.dataset, config.data_folder)
-    check_name(config.model)
-    with locked(folder):
-        Run.create(folder, config)
-    with _context(folder) as context:
-        stages.run_training(context)
-        stages.report(context)
-
-
-def _any_run() -> Path:
-    """The latest run; the demo's, trained now, if there is none."""
-    from pipeline import presets
-    from pipeline.runs import latest
-
-    try:
-        return latest(RUNS)
-    except ValueError:
-        console.say("there is no run yet: the demo's model is trained first, in some minutes")
-        _train(RUNS / "demo", presets.digits(0.75))
-        return RUNS / "demo"
-
-
-def _deploy(
-    folder: Path,
-    target: str,
-    *,
-    budget: Path | None = None,
-    quick: bool = False,
-    require_all: bool = False,
-    device: str | None = None,
-) -> int:
-    from pipeline import apps, stages
-    from pipeline.files import read_json
-    from pipeline.report import report
-    from targets import TARGETS
-    from targets.latency import FULL, QUICK
-
-    protocol = QUICK if quick else FULL
-    with _context(folder) as context:
-        verdict = stages.run_deploying(context, target, budget=budget, protocol=protocol, device=device)
-        app = TARGETS[target].app
-        installed = apps.install(context.artifacts(TARGETS[target]), app) if app else None
-    console.output.print(report.summary_table(read_json(folder / "report.json"), target))
-    console.output.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    if installed:
-        console.output.print(f"app: {installed}", soft_wrap=True)
-        console.output.print(f"next: make app TARGET={target}", soft_wrap=True)
-    if TARGETS[target].driver == "ssh" and not device:
-        name = f"make deploy TARGET={target} RUN={folder.name} DEVICE=pi@raspberrypi.local"
-        console.output.print(f"next, with the board in your network: {name}", soft_wrap=True)
-    if require_all and verdict == "not_measured":
-        console.say("not everything could be measured, and --require all makes that a failure")
-        return BUDGET_MISSED
-    return {"pass": DONE, "fail": BUDGET_MISSED, "not_measured": ENVIRONMENT}[verdict]
-
-
-@contextlib.contextmanager
-def _context(folder: Path) -> Iterator:
-    from pipeline.files import locked
-    from pipeline.runs import Run
-    from pipeline.stages import Context
-
-    if not folder.is_dir():
-        raise ValueError(f"there is no run {folder}. `make prune` makes one")
-    with locked(folder), console.progress() as progress:
-        yield Context(Run.open(folder), progress, console.say)
+            stages.run_deploying(context, target, only=stage, budget=budget)
 
 
 app.add_typer(commands.app)  # behind the commands above, in the help
@@ -411,7 +310,7 @@ def main() -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version of itself on the network
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        app(prog_name="python -m pipeline")
+        app(from_make(app, sys.argv[1:]), prog_name="python -m pipeline")
     except ValueError as error:
         _fail(str(error), WRONG_USE)
     except EnvironmentLacks as error:

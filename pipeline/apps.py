@@ -1,11 +1,17 @@
 """Putting what a target ships into the folder of the app that runs it, and the Raspberry Pi's app into one archive."""
 
+import contextlib
 import shutil
 import tarfile
 from pathlib import Path
 
+from rich.filesize import decimal
+
+from pipeline import app_server, console
+from pipeline.errors import EnvironmentLacks, Interrupted
 from targets import manifest
 from targets.artifact import replacing
+from targets.devices import browser
 from targets.devices.ssh import PACKAGE
 
 APPS = Path("apps")
@@ -56,6 +62,26 @@ def publish(web: Path) -> Path:
     with replacing(built / "model") as partial:
         shutil.copytree(source, partial)
     return built
+
+
+def serve(address: str, port: int) -> None:
+    """Build the web app and serve it with the model that it has, until Ctrl-C.
+
+    Raises EnvironmentLacks if it cannot be built here, ValueError for a damaged model or an address that is taken.
+    """
+    if problem := browser.build(console.say):
+        raise EnvironmentLacks(problem)
+    server = app_server.server(publish(browser.WEB), address, port)
+    console.tell(f"open http://{address}:{server.server_port}/  (Ctrl-C ends it)")
+    with server, contextlib.suppress(Interrupted):
+        server.serve_forever()
+
+
+def pack_for_board(target: str, folder: Path) -> None:
+    """Put the Raspberry Pi's app with the model that it has into an archive in `folder`, and say what to do with it."""
+    archive = bundle(folder / f"{BUNDLE}-{target}.tar.gz")
+    console.tell(f"app: {archive}, {decimal(archive.stat().st_size)}")
+    console.tell(f"next: scp {archive} pi@raspberrypi.local: and there tar xf {archive.name} && {BUNDLE}/install.sh")
 
 
 def bundle(archive: Path, apps: Path = APPS) -> Path:

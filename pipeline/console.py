@@ -1,6 +1,7 @@
 """What the command line shows: results on standard output, everything else on standard error."""
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,17 @@ from rich.table import Table
 
 messages = Console(stderr=True, highlight=False)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+
+
+def tell(line: str) -> None:
+    """One line of the result; paths in it are not broken."""
+    output.print(escape(line), soft_wrap=True)
+
+
+def make(verb: str, **options: object) -> str:
+    """The make command with the options that were given (not None), ready to be pasted into a shell."""
+    given = [f"{key.upper()}={shlex.quote(f'{value}')}" for key, value in options.items() if value is not None]
+    return " ".join(["make", verb, *given])
 
 
 def say(line: str) -> None:

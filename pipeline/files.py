@@ -1,16 +1,13 @@
-"""Files that matter: atomic writes, locks, checkpoints, digests, the log."""
+"""Files that matter: atomic writes, locks, digests, the log."""
 
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 @contextlib.contextmanager
@@ -46,26 +43,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is missing") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values only, so that reading it never runs code."""
-    content = io.BytesIO()  # torch.save itself hides a full disk behind an error of its own
-    torch.save(state, content)
-    with atomic(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state saved at `path`, or None if there is none. Raises ValueError if the file is damaged."""
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # the unpickler meets damage with whatever its next step stumbles over
-        raise ValueError(f"checkpoint {path} is damaged. Delete it to begin this stage anew") from error
 
 
 class InUse(ValueError):

@@ -1,14 +1,16 @@
-"""The ways to choose what goes, by name: what METHOD= takes."""
+"""The ways to choose what goes, by name: what METHOD= takes. Loads neither torch nor timm until one is built."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timm.models import VisionTransformer
+from dap import PruneConfig
 
-import dap
-from dap import PruneConfig, Pruner
-from dap.cost import LatencyTable
+if TYPE_CHECKING:
+    from timm.models import VisionTransformer
+
+    import dap
+    from dap.cost import LatencyTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def variant_settings(method: str, variant: str) -> dict[str, Any] | None:
 
 def build(
     method: str,
-    model: VisionTransformer,
+    model: "VisionTransformer",
     config: PruneConfig,
     *,
     released: bool,
@@ -87,8 +89,8 @@ def build(
     epochs: int,
     seed: int,
     allowed_width: Callable[[str, int], bool] | None,
-    latency: LatencyTable | None = None,
-) -> dap.Method:
+    latency: "LatencyTable | None" = None,
+) -> "dap.Method":
     """The pruner of a method, on `model`. The rule for widths is kept by DAP and its controls only.
 
     latency: what the model's blocks cost, for config.cost = "latency"
@@ -115,6 +117,8 @@ def build(
         from dap.baselines.isomorphic import Isomorphic, IsomorphicConfig
 
         return Isomorphic(model, IsomorphicConfig(sparsity=config.sparsity), steps_per_epoch=steps_per_epoch)
+    from dap import Pruner
+
     pruning = replace(config, seed=seed, **METHODS[method].pruning)
     return Pruner(
         model,

@@ -1,12 +1,14 @@
-"""Options that several commands share, and what is made of them."""
+"""Options that several commands share, what is made of them, and make's way to give them."""
 
 import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-RUNS = Path("runs")
 EXIT_CODES = (
     "Exit codes: 0 done and within budget, 1 budget missed (the report is written), 2 wrong use or bad input, "
     "3 this machine cannot do it or could not measure a limit, 130 interrupted (repeat the command to go on), "
@@ -42,3 +44,44 @@ def configure(config, *, epochs: dict[str, int | None], lr: float | None, batch_
         leave_out = stage == "dense" and count == 0
         changes[stage] = None if leave_out else dataclasses.replace(getattr(config, stage), **own)
     return dataclasses.replace(config, **changes)
+
+
+SWITCH = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
+
+
+def from_make(application: typer.Typer, arguments: Sequence[str]) -> list[str]:
+    """`VERB NAME=VALUE ...`, as make forwards what stood on its own command line, as `VERB --name VALUE ...`.
+
+    An option without a value is 1, 0, yes, no, ... here; an empty value counts as not given. Other arguments stay.
+    Raises ValueError for a name that the verb does not have, with the nearest one that it has.
+    """
+    commands: dict[str, Any] = typer.main.get_command(application).commands  # type: ignore[attr-defined]
+    verb = next((argument for argument in arguments if argument in commands), None)
+    if verb is None:
+        return list(arguments)
+    known = {parameter.name.upper(): parameter for parameter in commands[verb].params}
+    found = []
+    for argument in arguments:
+        given = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", argument, re.DOTALL)
+        if given is None:
+            found.append(argument)
+            continue
+        name, value = given.groups()
+        if name not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise ValueError(f"make {verb} has no option {name}. {hint}Known: {', '.join(known)}")
+        found += _one(known[name], name, value)
+    return found
+
+
+def _one(parameter: Any, name: str, value: str) -> list[str]:
+    if value == "":
+        return []
+    if parameter.param_type_name == "argument":
+        return [value]
+    if not parameter.is_flag:
+        return [parameter.opts[0], value]
+    if value.lower() not in SWITCH:
+        raise ValueError(f"{name}={value} is neither on (1) nor off (0)")
+    return [parameter.opts[0]] if SWITCH[value.lower()] else []

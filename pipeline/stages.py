@@ -28,7 +28,7 @@ from pipeline.methods import build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
 from pipeline.report.summary import summarise
-from pipeline.train import runtime
+from pipeline.train import checkpoints, runtime
 from pipeline.train.evaluate import predictor
 from targets import TARGETS
 from targets.artifact import RuntimeUnavailable
@@ -82,14 +82,14 @@ def prune(context: Context) -> Written:
         context.train("prune", model, context.run.config.prune, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
-    files.save_checkpoint(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
+    checkpoints.save(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
     return [path], {"top1_masked": context.top1(model), "blocks": pruner.blocks()}
 
 
 def compact(context: Context) -> Written:
     """The masked model made small for good; held against the masked one on real images."""
     model, pruner = _pruned_model(context)
-    state = files.load_checkpoint(context.checkpoints / "masked.pt")
+    state = checkpoints.load(context.checkpoints / "masked.pt")
     assert state is not None, "stage prune has written it"
     model.load_state_dict(state["model"])
     pruner.load_state_dict(state["pruner"])

@@ -3,8 +3,11 @@
 import dataclasses
 import errno
 import os
+import re
+import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,11 @@ import torch
 
 from dap import save_compact
 from pipeline import __main__ as cli
-from pipeline import files, stages
+from pipeline import files, options, stages
 from pipeline.data import download
 from pipeline.data.catalog import KNOWN
 from pipeline.errors import EnvironmentLacks, Interrupted
+from pipeline.train import checkpoints
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,7 +178,7 @@ def test_a_full_disk(small_disk):
     ).eval()
     (small_disk / "checkpoint.pt").write_text("old")
     for write in (
-        lambda: files.save_checkpoint(small_disk / "checkpoint.pt", {"big": big}),
+        lambda: checkpoints.save(small_disk / "checkpoint.pt", {"big": big}),
         lambda: files.write_json(small_disk / "x.json", big.tolist()),
         lambda: save_compact(model, small_disk / "model"),
     ):
@@ -192,18 +196,88 @@ def test_help_tells_the_exit_codes(run, verb):
     assert "1 budget missed" in text
 
 
-def make(*arguments: str) -> str:
+def make(*arguments: str, **environment: str) -> str:
     """What make prints; as a make of its own, also when the tests were started by one."""
-    alone = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))} | environment
     done = subprocess.run(["make", *arguments], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     return done.stdout
 
 
+def forwarded(*arguments: str, **environment: str) -> list[str]:
+    """What `make` gives to `python -m pipeline`."""
+    return shlex.split(make("-n", *arguments, **environment).split("-m pipeline ")[1])
+
+
 def test_the_makefile_forwards_only_what_was_given():
-    line = make("-n", "prune", "DATASET=digits", "SPARSITY=0.5", "MODEL_PATH=a b.safetensors").splitlines()[-1]
-    assert line.split("-m pipeline ")[1].split() == [
-        "prune", "--dataset", '"$DATASET"', "--sparsity", '"$SPARSITY"', "--model-path", '"$MODEL_PATH"']  # fmt: skip
-    assert make("-n", "demo").splitlines()[-1].split()[1:] == ["-m", "pipeline", "demo"]
+    given = ["DATASET=digits", "MODEL_PATH=a b.safetensors", "SPARSITY=0.5"]
+    assert forwarded("prune", *given) == ["prune", *given]
+    assert forwarded("demo", MODEL="leak", DATA="leak", SEED="7") == ["demo"]  # exported by some shell
+    assert forwarded("demo", "PYTHON=python3", "SEED=7") == ["demo", "SEED=7"]  # the Makefile's own
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a b", "it's", 'say "x"', "$HOME", "$(shell id)", "a=b", "a,b", "(a)", "#1", "back\\slash", "*", "é", "`id`"],
+)
+def test_any_value_arrives_as_it_was_typed(value):
+    assert forwarded("prune", f"DATASET=folder:{value}") == ["prune", f"DATASET=folder:{value}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "EPOCH=1"], "make prune has no option EPOCH. Did you mean EPOCHS?"),
+        (["prune", "dataset=mine"], "make prune has no option dataset. Did you mean DATASET?"),
+        (["deploy", "SPARSITY=0.5"], "make deploy has no option SPARSITY. "),
+        (["demo", "DATASET=digits"], "make demo has no option DATASET. "),
+        (["prune", "FROM_SCRATCH=maybe"], "FROM_SCRATCH=maybe is neither on (1) nor off (0)"),
+        (["stage", "STAGE=colour", "RUN=nothing"], "there is no run runs/nothing"),
+    ],
+)
+def test_makes_way_to_give_options_is_refused_where_it_is_wrong(run, arguments, message):
+    code, text = run(*arguments)
+    assert (code, message in text) == (2, True), text
+
+
+def test_makes_way_to_give_options(capsys):
+    given = ["prune", "DATASET=a=b", "SPARSITY=", "FROM_SCRATCH=1", "DISTILL=0", "--seed", "3"]
+    assert options.from_make(cli.app, given) == ["prune", "--dataset", "a=b", "--from-scratch", "--seed", "3"]
+    assert options.from_make(cli.app, ["stage", "STAGE=compact", "RUN=x"]) == ["stage", "compact", "--run", "x"]
+    assert options.from_make(cli.app, ["--help"]) == ["--help"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "--sparsity", "1.5"],
+        ["prune", "--lr", "-1"],
+        ["prune", "--model", "deit_nano"],
+        ["prune", "--model", "resnet18"],
+        ["prune", "--method", "magic"],
+        ["prune", "--target", "toaster"],
+        ["prune", "--subset", "many"],
+        ["prune", "--dataset", "folder:nowhere"],
+        ["prune", "--model-path", "none.safetensors"],
+        ["deploy", "--run", "nothing"],
+        ["app", "--target", "ios"],
+        ["profile", "--model", "deit_nano"],
+        ["compare", "--dataset", "digits", "--methods", "magic"],
+        ["pretrain", "--data", "folder:nowhere"],
+    ],
+)
+def test_a_refused_option_loads_no_torch(arguments, tmp_path):
+    """Loading it takes seconds; counted in modules and not in time, which depends on the machine."""
+    program = (
+        "import sys\nfrom pipeline.__main__ import main\n"
+        f"sys.argv = ['pipeline', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n"
+        "    print(end.code, sorted({'torch', 'timm', 'numpy', 'cv2'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.stdout.decode().split(maxsplit=1)[0] == "2", done.stderr
+    assert not {"torch", "timm"} & set(re.findall(r"\w+", done.stdout.decode().split(maxsplit=1)[1]))
 
 
 def test_make_help_names_every_verb():

@@ -19,6 +19,7 @@ from dap import count_params, load_compact
 from pipeline import files, models, stages
 from pipeline.errors import Interrupted
 from pipeline.runs import Run
+from pipeline.train import checkpoints
 
 ROOT = Path(__file__).parent.parent
 
@@ -234,5 +235,5 @@ def test_ctrl_c_saves_and_says_so(image_folder, tmp_path):
     before = signal.getsignal(signal.SIGINT)  # a shell starts its background jobs with the signal ignored
     with pytest.raises(Interrupted, match="prune stopped at step 5 of 9"):
         stages.run_training(context)
-    assert files.load_checkpoint(folder / "checkpoints" / "prune.pt")["step"] == 5
+    assert checkpoints.load(folder / "checkpoints" / "prune.pt")["step"] == 5
     assert signal.getsignal(signal.SIGINT) is before

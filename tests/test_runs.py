@@ -11,8 +11,9 @@ from conftest import tiny_config
 
 from pipeline import files
 from pipeline.config import from_dict, to_dict
-from pipeline.files import Log, atomic, load_checkpoint, locked, read_json, save_checkpoint, write_json
+from pipeline.files import Log, atomic, locked, read_json, write_json
 from pipeline.runs import Run, latest
+from pipeline.train import checkpoints
 
 
 @pytest.fixture
@@ -136,13 +137,13 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is damaged"):
         read_json(tmp_path / "x.json")
-    save_checkpoint(tmp_path / "c.pt", {"a": torch.ones(1000)})
+    checkpoints.save(tmp_path / "c.pt", {"a": torch.ones(1000)})
     whole = (tmp_path / "c.pt").read_bytes()
     for damage in (whole[:600], b"", b"\x80\x04no checkpoint", whole[:-100]):
         (tmp_path / "c.pt").write_bytes(damage)
         with pytest.raises(ValueError, match=r"c\.pt is damaged\. Delete it"):
-            load_checkpoint(tmp_path / "c.pt")
-    assert load_checkpoint(tmp_path / "none.pt") is None
+            checkpoints.load(tmp_path / "c.pt")
+    assert checkpoints.load(tmp_path / "none.pt") is None
 
 
 def test_the_log_forgets_what_will_be_computed_again(tmp_path):

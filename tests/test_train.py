@@ -19,7 +19,7 @@ from pipeline.data.datasets import Arrays, Dataset, Split
 from pipeline.data.loader import train_loader
 from pipeline.data.view import View
 from pipeline.errors import Interrupted
-from pipeline.train import runtime
+from pipeline.train import checkpoints, runtime
 from pipeline.train.loop import distillation, train
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def test_a_loss_that_is_not_finite_is_never_saved_or_logged(tmp_path, checkpoint
     with pytest.raises(ValueError, match=r"the loss became nan at step 5\. Try a lower LR"):
         run(tmp_path, model=model, checkpoint_seconds=checkpoint_seconds)
     assert [line["step"] for line in files.Log(tmp_path / "log.jsonl").read()] == [1, 2, 3, 4]
-    saved = files.load_checkpoint(tmp_path / "x.pt")
+    saved = checkpoints.load(tmp_path / "x.pt")
     assert (saved and saved["step"]) == (4 if checkpoint_seconds == 0 else None)
 
 

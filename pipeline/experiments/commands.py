@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from pipeline import console
+from pipeline import console, sessions
 from pipeline.options import (
     EXIT_CODES,
-    RUNS,
     DataOption,
     DatasetOption,
     ModelOption,
@@ -47,7 +45,7 @@ def pretrain(
     from pipeline.train.pretrain import pretrain as train_weights
 
     config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
-    folder = RUNS / "pretrain"
+    folder = sessions.RUNS / "pretrain"
     with locked(folder), console.progress() as progress:
         card = train_weights(config, folder, out, progress)
     console.output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images", soft_wrap=True)
@@ -94,7 +92,7 @@ def compare(
     name = presets.dataset_name(base)
     with console.progress() as progress:
         rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=console.say)
-    command = _command("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
+    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
                        methods=methods, once=once or None, seeds=seeds, epochs=epochs,
                        finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
                        jobs=jobs if jobs > 1 else None)  # fmt: skip
@@ -202,8 +200,16 @@ def bench_latency_budget(
         rows = bench.bench_latency(
             base, root, sparsity=sparsity, seeds=numbers, quick=quick, progress=progress, say=console.say
         )
-    command = _command("bench-latency-budget", dataset=_shown(dataset), subset=subset, model=model, sparsity=sparsity,
-                       seeds=seeds, epochs=epochs, finetune_epochs=finetune_epochs)  # fmt: skip
+    command = console.make(
+        "bench-latency-budget",
+        dataset=_shown(dataset),
+        subset=subset,
+        model=model,
+        sparsity=sparsity,
+        seeds=seeds,
+        epochs=epochs,
+        finetune_epochs=finetune_epochs,
+    )
     _finish(out, command, quick, rows, bench.report(rows))
 
 
@@ -245,7 +251,7 @@ def _compared(
     lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
     base = configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
     base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
-    return base, RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
+    return base, sessions.RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
 
 
 def _numbers(name: str, text: str, kind):
@@ -256,12 +262,6 @@ def _numbers(name: str, text: str, kind):
     except ValueError as error:
         what = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"{name}={text!r} must be {what} with spaces between them") from error
-
-
-def _command(verb: str, **options: object) -> str:
-    """The make command with the options that were given."""
-    given = [f"{key.upper()}={shlex.quote(f'{value}')}" for key, value in options.items() if value is not None]
-    return " ".join(["make", verb, *given])
 
 
 def _shown(dataset: str) -> str:

@@ -26,7 +26,7 @@ from pipeline.config import TrainConfig
 from pipeline.data.loader import Batches
 from pipeline.data.view import View, normalise
 from pipeline.errors import Interrupted
-from pipeline.train import runtime
+from pipeline.train import checkpoints, runtime
 
 # Soft distillation as in arXiv 2012.12877, section 4, with its temperature and weight.
 TEACHER_TEMPERATURE, TEACHER_WEIGHT = 3.0, 0.1
@@ -103,7 +103,7 @@ def train(
 
     fields = {**dataclasses.asdict(config), "checkpoint_seconds": None}
     step = 0
-    if state := files.load_checkpoint(checkpoint):
+    if state := checkpoints.load(checkpoint):
         if (state["config"], state["seed"]) != (fields, seed):
             raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. {_BEGIN_ANEW}")
         try:
@@ -137,7 +137,7 @@ def train(
         state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
                  "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None}  # fmt: skip
         if accelerator.is_main_process:
-            files.save_checkpoint(checkpoint, state)
+            checkpoints.save(checkpoint, state)
 
     model.train()
     saved_at = time.monotonic()

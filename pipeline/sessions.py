@@ -1,0 +1,112 @@
+"""A run at work for the command line: its folder found, locked, and shown on the console."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import console, presets
+from pipeline.config import RunConfig
+from pipeline.data import names
+from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
+from pipeline.files import locked, read_json
+from pipeline.model_names import check_name
+from pipeline.runs import Run, latest
+from targets import TARGETS
+from targets.latency import FULL, QUICK
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load: what is wrong with an option shows before
+    from pipeline.context import Context
+
+RUNS = Path("runs")
+CODES = {"pass": DONE, "fail": BUDGET_MISSED, "not_measured": ENVIRONMENT}
+
+
+def folder_of(name: str) -> Path:
+    """The run folder of that name. Raises ValueError if it is no plain name."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"RUN={name!r} must be a plain name; it becomes a folder below {RUNS}/")
+    return RUNS / name
+
+
+def existing(name: str | None) -> Path:
+    """The run folder of that name; None: the one worked on last. Raises ValueError if there is none."""
+    folder = latest(RUNS) if name is None else folder_of(name)
+    if not folder.is_dir():
+        raise ValueError(f"there is no run {folder}. `make prune` makes one")
+    return folder
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> "Iterator[Context]":
+    """The run in `folder`, held for this process, with progress on the console."""
+    from pipeline.context import Context
+
+    with locked(folder), console.progress() as progress:
+        yield Context(Run.open(folder), progress, console.say)
+
+
+def train(folder: Path, config: RunConfig) -> None:
+    """Make the run or go on with it, up to the small fine-tuned model and its report."""
+    # before a folder is made: a mistyped name should leave nothing behind
+    names.check_name(config.dataset, config.data_folder)
+    check_name(config.model)
+    if config.model_path and not Path(config.model_path).is_file():
+        raise ValueError(f"MODEL_PATH={config.model_path}: there is no such file")
+
+    from pipeline import stages
+
+    with locked(folder):
+        Run.create(folder, config)
+    with at_work(folder) as context:
+        stages.run_training(context)
+        stages.report(context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What the user asks of a deployment beside its target."""
+
+    budget: Path | None = None
+    """file in place of the target's own"""
+    quick: bool = False
+    """latency for 10 seconds instead of 60"""
+    require_all: bool = False
+    """what could not be measured counts as missed"""
+    device: str | None = None
+    """as targets.devices.drivers.connect takes it"""
+
+
+def deploy(folder: Path, target: str, asked: Deployment) -> int:
+    """Deploy the run for the target and show what came of it; returns the exit code."""
+    from pipeline import apps, stages
+    from pipeline.report import report
+
+    protocol = QUICK if asked.quick else FULL
+    with at_work(folder) as context:
+        verdict = stages.run_deploying(context, target, budget=asked.budget, protocol=protocol, device=asked.device)
+        app = TARGETS[target].app
+        installed = apps.install(context.artifacts(TARGETS[target]), app) if app else None
+    console.output.print(report.summary_table(read_json(folder / "report.json"), target))
+    console.tell(f"report: {folder / 'report.html'}")
+    if installed:
+        console.tell(f"app: {installed}")
+        console.tell(f"next: {console.make('app', target=target)}")
+    if TARGETS[target].driver == "ssh" and not asked.device:
+        again = console.make("deploy", target=target, run=folder.name, device="pi@raspberrypi.local")
+        console.tell(f"next, with the board in your network: {again}")
+    if asked.require_all and verdict == "not_measured":
+        console.say("not everything could be measured, and --require all makes that a failure")
+        return BUDGET_MISSED
+    return CODES[verdict]
+
+
+def latest_or_demo() -> Path:
+    """The run worked on last; the demo's, trained now, if there is none."""
+    try:
+        return latest(RUNS)
+    except ValueError:
+        console.say("there is no run yet: the demo's model is trained first, in some minutes")
+        train(RUNS / "demo", presets.digits(0.75))
+        return RUNS / "demo"
