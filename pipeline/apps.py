@@ -13,6 +13,7 @@ from targets import manifest
 from targets.artifact import replacing
 from targets.devices import browser
 from targets.devices.ssh import PACKAGE
+from targets.formats import boards
 
 APPS = Path("apps")
 MODEL = {"web": Path("web/public/model"), "raspberry-pi": Path("raspberry-pi/model")}
@@ -24,9 +25,9 @@ TARGETS = Path(manifest.__file__).parent
 SHARED = ("manifest.py", "picture.py", *PACKAGE)
 """files of targets that run on a board: measuring, loading, reading the manifest and pictures are the pipeline's own"""
 REQUIREMENTS = {
-    "requirements.txt": "devices/requirements-board.txt",
-    "requirements-executorch.txt": "devices/requirements-board-executorch.txt",
+    name.replace("-board", ""): f"devices/{name}" for board in boards().values() for name in board.requirements
 }
+"""name in the archive -> file of targets"""
 
 
 def install(artifacts: Path, app: str, apps: Path = APPS) -> Path | None:

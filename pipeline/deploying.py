@@ -36,14 +36,10 @@ from targets.devices.job import (
     write_result,
 )
 from targets.devices.measure import logits
-from targets.formats import FORMATS
+from targets.formats import FORMATS, Precision
 from targets.latency import Protocol
 from targets.manifest import ArtifactFile, Golden, InputSpec, Manifest
 from targets.validate import (
-    GOLDEN_SHARE,
-    GOLDEN_SHARE_REDUCED,
-    SAME_SHARE,
-    SAME_SHARE_REDUCED,
     Measurements,
     check_golden,
     judge,
@@ -73,13 +69,13 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
     folder, view = context.artifacts(target), context.view
     small, dense = load_compact(context.model_folder).eval(), context.dense_model().eval()
     calibration = None
-    if any("static" in precision for budget in budgets.values() for precision in budget.precisions):
+    if any(FORMATS[name].precisions[one].calibrated for name, budget in budgets.items() for one in budget.precisions):
         calibration = context.calibration_images(CALIBRATION_IMAGES)
     described, results = [], {}
     for format, budget in budgets.items():
         # the dense model as it comes without compression
         wanted = [
-            ("dense", dense, FORMATS[format].precisions[-1]),
+            ("dense", dense, FORMATS[format].largest),
             *(("pruned", small, precision) for precision in budget.precisions),
         ]
         for role, model, precision in wanted:
@@ -255,12 +251,12 @@ class _Gate:
         """All checks of one pruned artifact: on this machine, then, unless it has failed, on the device."""
         entry = next(entry for entry in self.exported.files if entry.file == name)
         promised_GC = np.array([golden.model for golden in self.exported.golden], np.float32)
-        share = GOLDEN_SHARE if entry.precision == "fp32" else GOLDEN_SHARE_REDUCED
+        share = _precision(entry).golden_share
         try:
             program = FORMATS[entry.format].load(self.folder / name, self.target.threads)
         except RuntimeUnavailable as error:
             self.context.say(f"  {name}: {error}")
-            known = Measurements(precision=entry.precision, size_bytes=entry.size_bytes, unmeasured=str(error))
+            known = Measurements(reduced=_precision(entry).reduced, size_bytes=entry.size_bytes, unmeasured=str(error))
             checks = [check_golden(promised_GC, None, share, str(error)), *judge(known, budget.limits)]
             return {**_nothing(overall(checks), str(error)), "checks": [asdict(check) for check in checks]}
         self.golden_logits[name] = golden_GC = logits(program, self.golden)
@@ -286,7 +282,7 @@ class _Gate:
         if result is not None:
             runtime = f"{result.runtime} {result.runtime_version}"
             if self.target.driver != "local":  # what this machine computed says less than what the device did
-                same = SAME_SHARE if entry.precision == "fp32" else SAME_SHARE_REDUCED
+                same = _precision(entry).same_share
                 there_GC = np.array(result.golden, np.float32)
                 goldens.append(replace(check_golden(golden_GC, there_GC, same), name="golden_on_device"))
                 there_NC = np.array(result.logits, np.float32)
@@ -331,7 +327,7 @@ class _Gate:
         """
         labels_N = self.context.dataset.val.labels[rows_N]
         return Measurements(
-            precision=entry.precision,
+            reduced=_precision(entry).reduced,
             top1=top1(found_NC, labels_N),
             top1_model=top1(self.small_logits[rows_N], labels_N),
             top1_dense=None if dense.logits is None else top1(dense.logits[rows_N], labels_N),
@@ -403,7 +399,7 @@ class _Gate:
             )
             for number, golden in enumerate(self.exported.golden)
         )
-        shares = {entry.file: SAME_SHARE if entry.precision == "fp32" else SAME_SHARE_REDUCED for entry in shipped}
+        shares = {entry.file: _precision(entry).same_share for entry in shipped}
         contents = replace(self.exported, files=tuple(measured), golden=golden, golden_share=shares)
         return [samples, *self.written, manifest.write(contents, path)]
 
@@ -418,6 +414,10 @@ class _Gate:
         total = len(self.context.dataset.val.labels)
         counted = partial(_counted, self.context, name, total)
         return logits(program, counted(_one_by_one(self.context.val_batches)))
+
+
+def _precision(entry: ArtifactFile) -> Precision:
+    return FORMATS[entry.format].precisions[entry.precision]
 
 
 def _nothing(verdict: str, reason: str | None) -> Results:

@@ -218,7 +218,7 @@ class _Timing:
         Also returns what the device has said of itself.
         """
         depth = depth_of(self.model)
-        dense = ((shape.head_width, shape.hidden),) * depth, FORMATS[self.format].precisions[-1]
+        dense = ((shape.head_width, shape.hidden),) * depth, FORMATS[self.format].largest
         K, F = (grid(self.target, shape, kind) for kind in ("attn", "mlp"))
         found = []
         for number, (head_share, every, hidden_share) in enumerate(WHOLE, start=1):
@@ -274,7 +274,7 @@ class _Timing:
                 std=self.view.std,
                 path=path,
                 precision=precision,
-                calibration=self.image if "static" in precision else None,
+                calibration=self.image,
             )
             if self.target.driver == "local" and not FORMATS[self.format].load(path, self.target.threads).timed:
                 raise RuntimeUnavailable(f"{self.format} has no runtime here whose time counts: take another FORMAT")

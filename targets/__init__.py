@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from targets.budget import FormatBudget, load_budget
-from targets.formats import FORMATS
-from targets.tflite import WRONG_IN_TFLITE_RUNTIME_2_14
+from targets.formats import FORMATS, TFLITE_RUNTIME_2_14
 
 
 def xnnpack_width(kind: str, n: int) -> bool:
@@ -40,15 +39,16 @@ class Target:
     """what `uname -m` says there; no other is taken; none: any"""
     app: str | None = None
     """folder below apps/ whose app runs its artifacts"""
-    old_tflite: bool = False
-    """whether tflite-runtime 2.14 may be what runs its TFLite files"""
+    old_runtimes: tuple[str, ...] = ()
+    """what may run its files there, and computes some precisions wrongly"""
 
     @property
     def offered(self) -> dict[str, tuple[str, ...]]:
         """Precisions that each format may be shipped in, smallest file first."""
-        wrong = WRONG_IN_TFLITE_RUNTIME_2_14 if self.old_tflite else ()
         return {
-            name: tuple(p for p in FORMATS[name].precisions if name != "tflite" or p not in wrong)
+            name: tuple(
+                p for p, known in FORMATS[name].precisions.items() if not {*known.wrong_in} & {*self.old_runtimes}
+            )
             for name in self.formats
         }
 
@@ -75,7 +75,7 @@ def _raspberry_pi(name: str, board: str) -> Target:
         name=name,
         formats=("tflite", "executorch"),
         threads=4,
-        old_tflite=True,
+        old_runtimes=(TFLITE_RUNTIME_2_14,),
         driver="ssh",
         board=board,
         machines=("aarch64",),

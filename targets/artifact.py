@@ -59,10 +59,8 @@ class Program:
         return self.run(self.prepare(image))
 
 
-def check_precision(format: str, precision: str, known: Sequence[str]) -> None:
-    """Raises ValueError for a precision that the format is not made in."""
-    if precision not in known:
-        raise ValueError(f"{format} has no precision {precision!r}; it has {', '.join(known)}")
+Load = Callable[[Path, int], Program]
+"""(path, threads); of a module's top level, so that another process can be given it"""
 
 
 def sha256_of(path: Path) -> str:

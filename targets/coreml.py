@@ -23,13 +23,11 @@ import torch
 from torch import nn
 
 from targets import mil
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, check_precision, convert
+from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert
+from targets.formats import FORMATS
 from targets.graph import COREML, rewrite
 
-SUFFIX = ".mlpackage"
-PRECISIONS = ("palette6", "int8-weights", "fp16", "fp32")
-"""what `export` makes, smallest package first; in the first two weights are stored so and computed with in fp16"""
-
+FORMAT = FORMATS["coreml"]
 INPUT, OUTPUT = "image", "logits"
 
 # The oldest system with all that the packages use: palettes and int8 weights exist since iOS 16, and since 17 they are
@@ -65,15 +63,15 @@ def export(
     model:       as targets.graph.rewrite takes it
     mean, std:   per channel, for pixels in 0..1
     path:        ends in .mlpackage; replaced once the package is complete; its folder is made
-    precision:   one of PRECISIONS
+    precision:   one of the format's
     calibration: not used: no precision here depends on activations, whose quantisation needs macOS
     The same model gives the same bytes with the same versions of coremltools and PyTorch.
     Raises ValueError for a model without exact export form, another ending or an unknown precision, RuntimeUnavailable
     without the converter.
     """
-    check_precision("coreml", precision, PRECISIONS)
-    if Path(path).suffix != SUFFIX:
-        raise ValueError(f"{path}: a Core ML package's name ends in {SUFFIX}")
+    FORMAT.precision(precision)
+    if Path(path).suffix != FORMAT.suffix:
+        raise ValueError(f"{path}: a Core ML package's name ends in {FORMAT.suffix}")
     if find_spec("coremltools") is None:
         raise RuntimeUnavailable("no Core ML converter: pip install coremltools")
     graph = rewrite(model, mean, std, COREML)

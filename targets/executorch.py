@@ -18,14 +18,11 @@ import torch
 from torch import nn
 
 from targets import coreml, mil
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, check_precision, convert, without_noise
+from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert, without_noise
+from targets.formats import FORMATS
 from targets.graph import COREML, EXECUTORCH, ExportViT, rewrite
 
-SUFFIX = ".pte"
-# Not fp16: XNNPACK's partitioner takes neither GELU nor a change of dtype there. DeiT-tiny falls apart into 13
-# delegates with 14 operations outside, and an inference takes twice as long as in fp32 (x86-64, one thread).
-PRECISIONS = ("int8-dynamic", "int8-static", "fp32")
-"""what `export` makes, smallest file first"""
+FORMAT = FORMATS["executorch"]
 MAX_OPS_OUTSIDE = 0
 """operations that the delegate may leave to the portable kernels, which are slow: none, as measured for every precision
 (fp32 and int8-static are one delegate each, int8-dynamic about one per block)"""
@@ -59,22 +56,17 @@ def export(
     model:       as targets.graph.rewrite takes it
     mean, std:   per channel, for pixels in 0..1
     path:        replaced in one step once the file is complete; its folder is made
-    precision:   one of PRECISIONS; in int8 all linear layers have int8 weights, one scale per output channel, but for
-                 those that are a norm's mean. Their inputs are int8 too, with a range found anew at each inference
-                 (int8-dynamic) or once, on the calibration images (int8-static)
-    calibration: (N, H, W, 3) uint8 training images, for the static precisions
+    precision:   one of the format's
+    calibration: (N, H, W, 3) uint8 training images, for the precisions that need some
     Raises ValueError for a model without exact export form, an unknown precision, calibration images that are missing
     or do not fit, or a model of which more than MAX_OPS_OUTSIDE operations stay outside the delegate;
     RuntimeUnavailable without the converter.
     """
-    check_precision("executorch", precision, PRECISIONS)
+    known = FORMAT.precision(precision)
     if find_spec("executorch") is None:
         raise RuntimeUnavailable("no ExecuTorch converter: pip install executorch")
     graph = rewrite(model, mean, std, EXECUTORCH)
-    if precision == "int8-static":
-        _check_calibration(calibration, graph.image_size)
-    else:
-        calibration = None  # not worth sending to the converter
+    calibration = known.images(calibration, graph.image_size)
     return convert(_convert, path, graph, precision, calibration, noise=NOISE)
 
 
@@ -207,14 +199,6 @@ def _needs_coreml(path: Path) -> bool:
 def _pixels(image: np.ndarray) -> torch.Tensor:
     """RGB (1, H, W, 3) uint8 -> (1, 3, H, W) float32, 0..255."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2), np.float32))
-
-
-def _check_calibration(images: np.ndarray | None, size: tuple[int, int]) -> None:
-    wanted = f"int8-static needs calibration images, uint8 (N, {size[0]}, {size[1]}, 3) with N > 0"
-    if images is None:
-        raise ValueError(f"{wanted}; pass some training images, or take int8-dynamic, which needs none")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
-        raise ValueError(f"{wanted}, not {images.dtype} {images.shape}")
 
 
 def _convert(path: Path, graph: ExportViT, precision: str, calibration: np.ndarray | None) -> tuple[int, Sequence[str]]:

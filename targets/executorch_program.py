@@ -24,6 +24,13 @@ from targets.artifact import Program, RuntimeUnavailable, without_noise
 
 RELEASE = "1.5.1"
 """version of the package that boards are given (requirements-board-executorch.txt); the C++ of another may not fit"""
+CHECK = f"""
+import importlib.metadata, importlib.util, numpy, os
+folders = importlib.util.find_spec("executorch").submodule_search_locations
+assert any(os.path.isfile(os.path.join(folder, "lib", "libexecutorch.so")) for folder in folders)
+assert importlib.metadata.version("executorch") == {RELEASE!r}
+"""
+"""Python that raises where an interpreter lacks a package, has half of it, or one that the C++ may not fit"""
 INSTALL = f"pip install --no-deps executorch=={RELEASE}"
 SOURCE = Path(__file__).with_suffix(".cpp")
 CACHE = Path("~/.dap/executorch")

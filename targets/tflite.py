@@ -16,24 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from targets.artifact import ExportInfo, RuntimeUnavailable, check_precision, convert
+from targets.artifact import ExportInfo, RuntimeUnavailable, convert
+from targets.formats import FORMATS
 from targets.graph import TFLITE, rewrite
 from targets.tflite_program import NOISE
 
-SUFFIX = ".tflite"
-PRECISIONS = ("int8-dynamic-tensor", "int8-dynamic", "int8-weights", "int8-static", "fp16", "fp32")
-"""What `export` makes, smallest file first.
-
-int8 concerns the weights of the fully connected layers, one scale per output channel; attention's products, norms and
-activations stay float32, and so do the model's input and output. With weights alone, the layers compute in float32; a
-dynamic layer finds its input's range at each call, a static one has it from calibration. -tensor: one scale per layer.
-"""
-
+FORMAT = FORMATS["tflite"]
 # Dynamic layers with a scale per channel came with version 12 of the operator, in TFLite 2.17 (measured: 2.16.2 doesn't
-# know that version, 2.17.1 does). tflite-runtime 2.14 runs one as if it had a single scale: 0.2 dB are left of a
-# DeiT-tiny's logits.
-WRONG_IN_TFLITE_RUNTIME_2_14 = ("int8-dynamic",)
-"""precisions that tflite-runtime 2.14 cannot compute; it refuses the files that `export` makes of them"""
+# know that version, 2.17.1 does). tflite-runtime 2.14 runs one as if it had a single scale.
 PER_CHANNEL_DYNAMIC = (12, "2.17.0")
 """version of the operator FULLY_CONNECTED, oldest runtime that has it"""
 OPERATOR_CODE_VERSION = 8
@@ -54,21 +44,18 @@ def export(
     model:       as targets.graph.rewrite takes it
     mean, std:   per channel, for pixels in 0..1
     path:        replaced in one step once the file is complete; its folder is made
-    precision:   one of PRECISIONS
+    precision:   one of the format's
     calibration: (N, H, W, 3) uint8 training images, of the model's image size; only int8-static looks at them
     The float32 file of the latest model is kept by the converter's process: another precision of the same model takes
     a fraction of the first one's seconds.
     Raises ValueError for a model without exact export form, an unknown precision or no fitting calibration images,
     RuntimeUnavailable without the converter.
     """
-    check_precision("tflite", precision, PRECISIONS)
+    known = FORMAT.precision(precision)
     if find_spec("litert_torch") is None:
         raise RuntimeUnavailable("no TFLite converter: pip install litert-torch")
     graph = rewrite(model, mean, std, TFLITE)
-    if precision == "int8-static":
-        _check_calibration(calibration, graph.image_size)
-    else:
-        calibration = None
+    calibration = known.images(calibration, graph.image_size)
     pickled = io.BytesIO()
     torch.save(graph, pickled)
     return convert(_convert, path, pickled.getvalue(), precision, calibration, noise=NOISE)
@@ -90,15 +77,6 @@ def minimum_runtime(path: Path) -> str | None:
     except (struct.error, ValueError) as error:  # a place that the file names lies beyond its end
         raise ValueError(f"{path} is no sound TFLite model ({error}); export the model again") from error
     return None if written is None else written.tobytes().rstrip(b"\0").decode()
-
-
-def _check_calibration(images: np.ndarray | None, image_size: tuple[int, int]) -> None:
-    """Raises ValueError unless the images are (N, height, width, 3) uint8, at least one."""
-    wanted = f"(N, {image_size[0]}, {image_size[1]}, 3) uint8"
-    if images is None or len(images) == 0:
-        raise ValueError(f"int8-static needs images to calibrate with: pass some of the training set, {wanted}")
-    if images.dtype != np.uint8 or images.shape[1:] != (*image_size, 3):
-        raise ValueError(f"calibration images are {images.shape} {images.dtype}; resize and crop them to {wanted}")
 
 
 def _convert(path: Path, graph: bytes, precision: str, calibration: np.ndarray | None) -> tuple[None, tuple[str, ...]]:

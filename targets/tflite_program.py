@@ -20,6 +20,14 @@ NOISE = (
 
 INTERPRETERS = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
 """package -> module, the better one first; boards may only have the older of the two"""
+CHECK = """
+import numpy
+try:
+    import ai_edge_litert.interpreter
+except Exception:
+    import tflite_runtime.interpreter
+"""
+"""Python that raises where an interpreter lacks a package"""
 
 
 def load(path: Path, threads: int, package: str | None = None) -> Program:
@@ -45,6 +53,18 @@ def load(path: Path, threads: int, package: str | None = None) -> Program:
         return interpreter.get_tensor(result)
 
     return Program(prepare=lambda image: image.astype(np.float32), run=run, runtime=name, runtime_version=installed)
+
+
+def load_on_board(path: Path, threads: int) -> Program:
+    """As `load`. The file has arrived whole: if it is refused, the interpreter may be too old for it."""
+    try:
+        return load(path, threads)
+    except ValueError as error:
+        _, name, installed = find_interpreter()
+        raise ValueError(
+            f"{name} {installed} does not take it ({error.__cause__ or error}). A newer one may, in an environment of "
+            "its own there: python3 -m venv ~/.dap/env && ~/.dap/env/bin/pip install --upgrade numpy ai-edge-litert"
+        ) from error
 
 
 def find_interpreter(package: str | None = None) -> tuple[Any, str, str]:

@@ -322,10 +322,12 @@ HANGING = """
 import dataclasses, sys, time
 from targets import tflite_program
 from targets.devices import board
+from targets.formats import FORMATS
 def load(path, threads):
     program = tflite_program.load(path, threads)
     return dataclasses.replace(program, run=lambda pixels: time.sleep(60))
-board.LOADERS["tflite"] = load
+known = FORMATS["tflite"]
+FORMATS["tflite"] = dataclasses.replace(known, board=dataclasses.replace(known.board, load=load))
 sys.exit(board.main(sys.argv[1:]))
 """
 

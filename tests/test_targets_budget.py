@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_targets_validate import AT_LIMIT, latency, measured
 
-from targets import TARGETS, executorch, validate
+from targets import TARGETS, executorch
 from targets import latency as latency_protocol
 from targets.budget import LIMITS, Budget, FormatBudget, load_budget
 from targets.formats import FORMATS
@@ -94,11 +94,11 @@ def test_the_targets_own_budgets_can_pass_fail_and_stay_open(name: str) -> None:
     assert target.name == name
     budgets = target.budget()
     assert tuple(budgets) == target.formats
-    for entry in budgets.values():
-        precision = entry.precisions[-1]
+    for format, entry in budgets.items():
+        precision = FORMATS[format].precisions[entry.precisions[-1]]
         limits = entry.limits.stated()
         good = measured(
-            precision=precision, latency=latency(1, 1), latency_dense=latency(2), top1_model=0.76, top1_dense=0.75
+            reduced=precision.reduced, latency=latency(1, 1), latency_dense=latency(2), top1_model=0.76, top1_dense=0.75
         )
         names = {check.name for check in judge(good, entry.limits)}
         assert overall(judge(good, entry.limits)) == "pass"
@@ -161,8 +161,9 @@ def test_every_threshold_is_what_was_agreed() -> None:
         for name, target in TARGETS.items()
     }
     assert found == AGREED
-    assert (validate.GOLDEN_SHARE, validate.GOLDEN_SHARE_REDUCED) == (1e-3, 0.25)
-    assert (validate.SAME_SHARE, validate.SAME_SHARE_REDUCED) == (1e-3, 0.05)
+    precisions = [known for format in FORMATS.values() for known in format.precisions.values()]
+    shares = {(known.reduced, known.golden_share, known.same_share) for known in precisions}
+    assert shares == {(False, 1e-3, 1e-3), (True, 0.25, 0.05)}
     assert (FULL.seconds, FULL.min_samples, FULL.warmup, FULL.cooldown_s) == (60.0, 1024, 32, 10.0)
     assert (QUICK.seconds, QUICK.min_samples, QUICK.warmup, QUICK.cooldown_s) == (10.0, 128, 10, 1.0)
     assert (latency_protocol.PATIENCE, latency_protocol.EARLY_SAMPLES, latency_protocol.SPREAD_MAX) == (3.0, 64, 5.0)

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from targets import artifact, coreml, mil
 from targets.artifact import ExportInfo, RuntimeUnavailable
+from targets.formats import FORMATS
 
 SPEC = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
@@ -111,7 +112,7 @@ def test_smaller_weights_cost_little(exported: Any, precision: str, floor_db: fl
 
 
 def test_precisions_are_listed_by_size(exported: Any) -> None:
-    sizes = [exported("wide", precision).size_bytes for precision in coreml.PRECISIONS]
+    sizes = [exported("wide", precision).size_bytes for precision in FORMATS["coreml"].precisions]
     assert sizes == sorted(sizes)
     assert sizes[0] < 0.55 * sizes[2] and sizes[1] < 0.65 * sizes[2] and sizes[2] < 0.55 * sizes[3]
 

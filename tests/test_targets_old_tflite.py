@@ -15,8 +15,12 @@ from test_targets_graph import vit
 from test_targets_tflite import export, photos, run, snr_db
 
 from targets import tflite
+from targets.formats import FORMATS, TFLITE_RUNTIME_2_14
 
 pytestmark = pytest.mark.slow
+
+PRECISIONS = FORMATS["tflite"].precisions
+WRONG = [name for name, known in PRECISIONS.items() if TFLITE_RUNTIME_2_14 in known.wrong_in]
 
 # Least dB between the two runtimes. Where layers compute in float32 they differ in the order of sums only; integer
 # layers round at other places, which costs about what quantisation itself costs.
@@ -74,9 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every precision's file, and those that are marked as too new for the old runtime without that mark."""
     folder = tmp_path_factory.mktemp("precisions")
     model = vit(depth=2, embed_dim=128, num_heads=4, num_classes=50)
-    for precision in tflite.PRECISIONS:
+    for precision in PRECISIONS:
         export(model, folder / f"{precision}.tflite", precision)
-    for precision in tflite.WRONG_IN_TFLITE_RUNTIME_2_14:
+    for precision in WRONG:
         unmarked = tflite._require((folder / f"{precision}.tflite").read_bytes(), 5, "2.9.0")
         (folder / f"{precision}-unmarked.tflite").write_bytes(unmarked)
     np.save(folder / "images.npy", photos(32))
@@ -93,18 +97,18 @@ def found(old_python: Path, folder: Path) -> dict[str, dict]:
     return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize("precision", [p for p in tflite.PRECISIONS if p not in tflite.WRONG_IN_TFLITE_RUNTIME_2_14])
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p not in WRONG])
 def test_the_old_runtime_computes_what_the_new_one_computes(precision: str, found: dict, folder: Path) -> None:
     old = np.array(found["logits"][precision])
     assert snr_db(run(folder / f"{precision}.tflite"), old) >= AGREEMENT_DB[precision]
 
 
-@pytest.mark.parametrize("precision", tflite.WRONG_IN_TFLITE_RUNTIME_2_14)
+@pytest.mark.parametrize("precision", WRONG)
 def test_the_old_runtime_refuses_what_it_would_compute_wrongly(precision: str, found: dict, folder: Path) -> None:
     assert "FULLY_CONNECTED' version '12'" in found["refused"][precision]
     unmarked = folder / f"{precision}-unmarked.tflite"
     new = run(unmarked)
     np.testing.assert_array_equal(new, run(folder / f"{precision}.tflite"))
     assert snr_db(new, np.array(found["logits"][unmarked.stem])) < WRONG_DB, (
-        f"tflite-runtime 2.14 computes {precision} well: take it out of WRONG_IN_TFLITE_RUNTIME_2_14"
+        f"tflite-runtime 2.14 computes {precision} well: its entry in FORMATS must not say wrong_in"
     )

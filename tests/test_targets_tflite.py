@@ -16,6 +16,7 @@ from torch import nn
 
 from targets import artifact, tflite, tflite_program
 from targets.artifact import ExportInfo, RuntimeUnavailable, without_noise
+from targets.formats import FORMATS
 from targets.validate import parity
 
 # Least dB between the logits of a file and of its model; some below the worse of the two models that are tested.
@@ -62,7 +63,7 @@ def precisions(wide: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory)
     return {
         name: {
             precision: export(model, folder / f"{name}-{precision}.tflite", precision)
-            for precision in tflite.PRECISIONS
+            for precision in FORMATS["tflite"].precisions
         }
         for name, model in (("wide", wide), ("pruned", pruned))
     }
@@ -188,7 +189,7 @@ def test_only_known_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("model", ["wide", "pruned"])
-@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+@pytest.mark.parametrize("precision", FORMATS["tflite"].precisions)
 def test_every_precision_is_near_the_model(
     precision: str, model: str, precisions: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -196,7 +197,7 @@ def test_every_precision_is_near_the_model(
     assert snr_db(want, run(precisions[model][precision].path)) >= SNR_DB[precision]
 
 
-@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+@pytest.mark.parametrize("precision", FORMATS["tflite"].precisions)
 def test_input_and_output_are_float32(precision: str, precisions: Any) -> None:
     interpreter = tflite_program.find_interpreter()[0](model_path=str(precisions["wide"][precision].path))
     (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -205,9 +206,9 @@ def test_input_and_output_are_float32(precision: str, precisions: Any) -> None:
 
 
 def test_the_smallest_file_comes_first(precisions: Any) -> None:
-    sizes = [precisions["wide"][precision].size_bytes for precision in tflite.PRECISIONS]
+    sizes = [precisions["wide"][precision].size_bytes for precision in FORMATS["tflite"].precisions]
     assert sizes == sorted(sizes)
-    shares = {precision: size / sizes[-1] for precision, size in zip(tflite.PRECISIONS, sizes, strict=True)}
+    shares = {precision: size / sizes[-1] for precision, size in zip(FORMATS["tflite"].precisions, sizes, strict=True)}
     assert 0.5 < shares.pop("fp16") < 0.6
     assert shares.pop("fp32") == 1
     assert max(shares.values()) < 0.4
@@ -264,9 +265,9 @@ def test_the_quantiser_is_silent(dense: Any, tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+@pytest.mark.parametrize("precision", FORMATS["tflite"].precisions)
 def test_the_file_says_which_runtime_it_needs(precision: str, precisions: Any) -> None:
-    wanted = "2.17.0" if precision in tflite.WRONG_IN_TFLITE_RUNTIME_2_14 else "2.9.0"
+    wanted = "2.17.0" if FORMATS["tflite"].precisions[precision].wrong_in else "2.9.0"
     assert tflite.minimum_runtime(precisions["wide"][precision].path) == wanted
 
 

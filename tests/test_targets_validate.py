@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targets.budget import Budget
+from targets.formats import FORMATS
 from targets.latency import LatencyResult, summarise
 from targets.validate import PSNR_CAP_DB, Check, Measurements, Parity, check_golden, judge, overall, parity, top1
 
@@ -24,7 +25,7 @@ def latency(p50_ms: float, p90_ms: float | None = None, min_samples: int = 1) ->
 
 def measured(**changes: Any) -> Measurements:
     values: dict[str, Any] = {
-        "precision": "fp32",
+        "reduced": False,
         "top1": 0.75,
         "top1_model": 0.768,
         "top1_dense": 0.78,
@@ -60,7 +61,7 @@ def test_every_limit_is_tested_here() -> None:
 @pytest.mark.parametrize("name", AT_LIMIT)
 def test_a_limit_holds_to_the_last_digit(name: str) -> None:
     stricter = 1e-6 if "_min" in name else -1e-6
-    of = measured(precision="int8-weights" if name.endswith("reduced") else "fp32")
+    of = measured(reduced=name.endswith("reduced"))
     (check,) = judge(of, Budget(**{name: AT_LIMIT[name]}))
     assert (check.name, check.limit, check.verdict, check.reason) == (name, AT_LIMIT[name], "pass", None)
     assert check.value == pytest.approx(AT_LIMIT[name])
@@ -126,7 +127,8 @@ def test_a_check_per_limit_in_order_and_the_parity_of_the_precision() -> None:
     budget = Budget(**AT_LIMIT)
     for precision, other in (("fp32", "parity_psnr_db_min_reduced"), ("fp16", "parity_psnr_db_min"),
                              ("int8-static", "parity_psnr_db_min")):  # fmt: skip
-        names = [check.name for check in judge(measured(precision=precision), budget)]
+        reduced = FORMATS["tflite"].precisions[precision].reduced
+        names = [check.name for check in judge(measured(reduced=reduced), budget)]
         assert names == [name for name in AT_LIMIT if name != other]
 
 

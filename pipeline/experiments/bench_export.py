@@ -120,9 +120,9 @@ def _candidates(
         }
 
     for format, module, lower in (("tflite", tflite, _stock_tflite), ("executorch", executorch, _stock_executorch)):
-        path = folder / f"stock{module.SUFFIX}"
+        path = folder / f"stock{FORMATS[format].suffix}"
         info = convert(lower, path, model, stock, noise=module.NOISE)
-        loaded = module.load(path, THREADS)  # takes other input than ours
+        loaded = FORMATS[format].load(path, THREADS)  # takes other input than ours
         program = Program(
             prepare=normalise if format == "tflite" else lambda image: torch.from_numpy(normalise(image)),
             run=loaded.run,
@@ -130,10 +130,10 @@ def _candidates(
             runtime_version=loaded.runtime_version,
         )
         yield Candidate(row(format, "stock", "fp32", info), program)
-        for precision in module.PRECISIONS if reduced else ("fp32",):
-            path = folder / f"{precision}{module.SUFFIX}"
+        for precision in FORMATS[format].precisions if reduced else ("fp32",):
+            path = folder / f"{precision}{FORMATS[format].suffix}"
             info = _export(format, model, view, path, precision)
-            yield Candidate(row(format, "ours", precision, info), module.load(path, THREADS))
+            yield Candidate(row(format, "ours", precision, info), FORMATS[format].load(path, THREADS))
     for precision in FORMATS["coreml"].precisions if reduced else ("fp16",):
         path = folder / f"{precision}{FORMATS['coreml'].suffix}"
         info = _export("coreml", model, view, path, precision)

@@ -148,7 +148,7 @@ def _times(found: Profile, contexts: dict[str, Context], protocol: Protocol, say
     one = next(iter(contexts.values()))
     format = FORMATS[found.format]
     models = {budget: (load_compact(c.model_folder), found.precision) for budget, c in contexts.items()}
-    models["dense"] = one.dense_model(), format.precisions[-1]
+    models["dense"] = one.dense_model(), format.largest
     with tempfile.TemporaryDirectory() as name:
         programs = {}
         for label, (model, precision) in models.items():
@@ -159,7 +159,7 @@ def _times(found: Profile, contexts: dict[str, Context], protocol: Protocol, say
                 std=one.view.std,
                 path=path,
                 precision=precision,
-                calibration=one.calibration_images(16) if "static" in precision else None,
+                calibration=one.calibration_images(16) if format.precisions[precision].calibrated else None,
             )
             programs[label] = format.load(path, TARGETS["host"].threads)
         size = one.view.size

@@ -13,25 +13,15 @@ from typing import Any
 import torch
 
 from pipeline import files
+from targets.formats import FORMATS
 
-PACKAGES = (
-    "torch",
-    "timm",
-    "accelerate",
-    "albumentations",
-    "litert-torch",
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "executorch",
-    "torchao",
-    "coremltools",
-)
+PACKAGES = ("torch", "timm", "accelerate", "albumentations")
 
 
 def versions() -> dict[str, str]:
     """Package -> version of what a run depends on; what is not installed is left out."""
     found = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(name for format in FORMATS.values() for name in format.packages)):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

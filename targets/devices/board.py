@@ -12,30 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from targets import executorch_program, tflite_program
-from targets.artifact import Program, RuntimeUnavailable
+from targets.artifact import RuntimeUnavailable
 from targets.devices.board_setup import Busy, alive, exclusive, say
 from targets.devices.job import RESULT, DeviceError, read_job, write_result
-from targets.devices.measure import Load, describe, run
+from targets.devices.measure import describe, run
+from targets.formats import boards
 
 PROGRESS_S = 1.0
 FAILED, NO_RUNTIME, IN_USE = 1, 3, 4
-
-
-def load_tflite(path: Path, threads: int) -> Program:
-    """As tflite_program.load. The file has arrived whole: if it is refused, the interpreter may be too old for it."""
-    try:
-        return tflite_program.load(path, threads)
-    except ValueError as error:
-        _, name, installed = tflite_program.find_interpreter()
-        raise ValueError(
-            f"{name} {installed} does not take it ({error.__cause__ or error}). A newer one may, in an environment of "
-            "its own there: python3 -m venv ~/.dap/env && ~/.dap/env/bin/pip install --upgrade numpy ai-edge-litert"
-        ) from error
-
-
-LOADERS: dict[str, Load] = {"tflite": load_tflite, "executorch": executorch_program.load}
-"""of top-level functions: peak memory is measured in another process"""
 
 
 def main(arguments: list[str]) -> int:
@@ -47,9 +31,10 @@ def main(arguments: list[str]) -> int:
     try:
         with exclusive(who, str(folder)), alive():
             job = read_job(folder)
-            if job.format not in LOADERS:
-                raise DeviceError(f"this runner has no {job.format}; it has {', '.join(LOADERS)}")
-            write_result(run(job, folder, LOADERS[job.format], Reporter()), folder / RESULT)
+            known = boards()
+            if job.format not in known:
+                raise DeviceError(f"this runner has no {job.format}; it has {', '.join(known)}")
+            write_result(run(job, folder, known[job.format].load, Reporter()), folder / RESULT)
     except Busy as error:
         say(error=f"it is in use by {error}", runtime=False)
         return IN_USE

@@ -41,26 +41,17 @@ LOCK_WAIT_S = 3.0
 HEARTBEAT_S = 2.0
 
 CAPABLE = """
-import importlib, importlib.metadata, importlib.util, json, os, sys
-def has(name):
+import json, sys
+able = []
+for format, check in json.loads(sys.argv[1]).items():
     try:
-        return bool(importlib.import_module(name))
+        exec(check, {})
+        able.append(format)
     except Exception:
-        return False
-def has_executorch(release):
-    try:
-        folders = importlib.util.find_spec("executorch").submodule_search_locations
-        whole = any(os.path.isfile(os.path.join(folder, "lib", "libexecutorch.so")) for folder in folders)
-        return whole and importlib.metadata.version("executorch") == release
-    except Exception:
-        return False
-numpy = has("numpy")
-print(json.dumps({
-    "tflite": numpy and (has("ai_edge_litert.interpreter") or has("tflite_runtime.interpreter")),
-    "executorch": numpy and has_executorch(sys.argv[1]),
-}))
+        pass
+print(json.dumps(able))
 """
-"""what an interpreter is asked; sys.argv: the ExecuTorch that is to be there, for the C++ of another may not fit"""
+"""what an interpreter is asked; sys.argv: `checks` as `probe` has them"""
 
 _printing = threading.Lock()
 
@@ -138,8 +129,11 @@ def say(**line: Any) -> None:
             os._exit(1)
 
 
-def probe(executorch: str) -> dict[str, Any]:
-    """What this board is and has. executorch: the version that counts;  pythons: as `_pythons` has them."""
+def probe(checks: dict[str, str]) -> dict[str, Any]:
+    """What this board is and has; pythons: as `_pythons` has them.
+
+    checks: by format, Python that raises where an interpreter lacks what runs it
+    """
     found: dict[str, Any] = {
         "python": list(sys.version_info[:2]),
         "machine": platform.machine(),
@@ -149,7 +143,7 @@ def probe(executorch: str) -> dict[str, Any]:
     }
     if sys.version_info >= OLDEST_PYTHON and found["bits"] == 64:
         JOBS.mkdir(parents=True, exist_ok=True)
-        found["pythons"] = _pythons(executorch)
+        found["pythons"] = _pythons(checks)
     return found
 
 
@@ -189,10 +183,10 @@ def end(job: str) -> dict[str, Any]:
     return {"free": free}
 
 
-def install(steps: list[list[Any]], who: str, format: str, executorch: str) -> dict[str, Any]:
+def install(steps: list[list[Any]], who: str, format: str, checks: dict[str, str]) -> dict[str, Any]:
     """Make the environment, or what it lacks to run `format`.
 
-    steps: of each requirements file its text and options of pip for it;  executorch: the version that counts
+    steps: of each requirements file its text and options of pip for it;  checks: as `probe` has them
     Nothing is compiled. An environment that could not be made is not left behind. One in which nothing works (after a
     power cut, or with another Python since the system was upgraded) is made anew; if it is the format alone that does
     not work although it is installed, its packages are installed over themselves.
@@ -200,7 +194,7 @@ def install(steps: list[list[Any]], who: str, format: str, executorch: str) -> d
     if os.getpgrp() != os.getpid():
         os.setpgrp()  # venv and pip end with this process, see `say`
     with exclusive(who, str(ENV)), alive():
-        anew = UNFINISHED.exists() or not _formats(PYTHON, executorch)
+        anew = UNFINISHED.exists() or not _formats(PYTHON, checks)
         UNFINISHED.touch()
         try:
             if anew:
@@ -210,14 +204,14 @@ def install(steps: list[list[Any]], who: str, format: str, executorch: str) -> d
                 for text, options in steps:
                     _pip(text, [*options, *again])
                     anew = False
-                if format in _formats(PYTHON, executorch):
+                if format in _formats(PYTHON, checks):
                     break
         finally:
             if anew:
                 shutil.rmtree(ENV, ignore_errors=True)
             os.sync()  # the mark must not be gone from the disk before the packages are on it
             UNFINISHED.unlink(missing_ok=True)
-    return {"pythons": _pythons(executorch)}
+    return {"pythons": _pythons(checks)}
 
 
 def _pip(requirements: str, options: list[str]) -> None:
@@ -239,21 +233,20 @@ def _run(command: list[str]) -> None:
         raise OSError("; ".join(errors[:2]) or f"{command[0]} ended with {done.returncode}")
 
 
-def _pythons(executorch: str) -> dict[str, list[str]]:
+def _pythons(checks: dict[str, str]) -> dict[str, list[str]]:
     """The formats that each interpreter can run; the environment comes first: what is in it is known."""
     candidates = ["python3"] if UNFINISHED.exists() else [PYTHON, "python3"]
-    return {name: _formats(name, executorch) for name in candidates}
+    return {name: _formats(name, checks) for name in candidates}
 
 
-def _formats(python: str, executorch: str) -> list[str]:
+def _formats(python: str, checks: dict[str, str]) -> list[str]:
     """Formats that an interpreter has the packages for; none if there is no such interpreter."""
     try:
-        command = [python, "-c", CAPABLE, executorch]
+        command = [python, "-c", CAPABLE, json.dumps(checks)]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        found = json.loads(done.stdout.splitlines()[-1])
+        return json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return []
-    return [name for name, there in found.items() if there]
 
 
 def _wait_until_free() -> str | None:

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from targets.artifact import Program, peak_memory_mb, reset_peak_memory, sha256_of
+from targets.artifact import Load, Program, peak_memory_mb, reset_peak_memory, sha256_of
 from targets.devices.job import GOLDEN, IMAGES, MEMORY, DeviceResult, Job, Progress, rows_of
 from targets.latency import LatencyResult, Protocol, conditions, invalid, measure
 
@@ -26,9 +26,6 @@ MEMORY_S = 120
 """a process that measures memory for longer has hung; the slowest inference takes seconds"""
 # Emulated inferences take seconds each and their time says nothing: a few show that it runs.
 EMULATED = Protocol(name="emulated", seconds=0.0, min_samples=1, warmup=0, cooldown_s=0.0)
-
-Load = Callable[[Path, int], Program]
-"""(path, threads); of a module's top level, so that another process can be given it"""
 
 
 def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None) -> DeviceResult:

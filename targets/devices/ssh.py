@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from targets import Target, executorch_program
+from targets import Target
 from targets.devices.board_setup import OLDEST_PYTHON
 from targets.devices.connection import ANSWER_S, Connection
 from targets.devices.job import (
@@ -34,6 +34,7 @@ from targets.devices.job import (
     read_result,
     write_job,
 )
+from targets.formats import boards
 
 SILENCE_S = 60.0
 """a runner that has shown no sign of life for that long, of one every other second, has hung"""
@@ -53,10 +54,9 @@ HERE = Path(__file__).parent
 SETUP = HERE / "board_setup.py"
 PACKAGE = (
     "artifact.py",
+    "formats.py",
     "latency.py",
-    "tflite_program.py",
-    "executorch_program.py",
-    "executorch_program.cpp",
+    *(file for board in boards().values() for file in board.files),
     "devices/__init__.py",
     "devices/job.py",
     "devices/measure.py",
@@ -64,16 +64,6 @@ PACKAGE = (
     "devices/board_setup.py",
 )
 """what a board runs, of targets/; its targets/__init__.py is empty"""
-REQUIREMENTS: dict[str, dict[str, list[str]]] = {
-    "tflite": {"requirements-board.txt": []},
-    "executorch": {"requirements-board.txt": [], "requirements-board-executorch.txt": ["--no-deps"]},
-}
-"""format -> the files to install, each with options of pip"""
-_BY_HAND = "rm -rf ~/.dap/env* && python3 -m venv ~/.dap/env && ~/.dap/env/bin/pip install numpy pillow ai-edge-litert"
-BY_HAND = {
-    "tflite": _BY_HAND,
-    "executorch": f"{_BY_HAND} && ~/.dap/env/bin/pip install --no-deps executorch=={executorch_program.RELEASE}",
-}
 
 
 class Ssh:
@@ -123,7 +113,7 @@ class Ssh:
 
     def _look(self, target: Target) -> None:
         """Whether it can do jobs for the target at all. Raises DeviceError."""
-        found = self._setup("probe", executorch=executorch_program.RELEASE)
+        found = self._setup("probe", checks=_checks())
         if found["bits"] != 64:
             raise DeviceError(
                 f"{self.name} has a 32-bit system ({found['machine']}): install the 64-bit Raspberry Pi OS on it"
@@ -146,22 +136,21 @@ class Ssh:
         Raises FormatUnavailable.
         """
         if not (python := self._capable(format)):
-            if format not in REQUIREMENTS:
+            if (known := boards().get(format)) is None:
                 raise FormatUnavailable(f"{self.name}: boards do not run {format}")
             self._say(f"  {self.name}: installing what runs {format} into its ~/.dap/env; once, for minutes")
             steps = [
-                [(HERE / name).read_text(encoding="utf-8"), options] for name, options in REQUIREMENTS[format].items()
+                [(HERE / name).read_text(encoding="utf-8"), options] for name, options in known.requirements.items()
             ]
-            release = executorch_program.RELEASE
             found = self._setup(
-                "install", silence_s=SILENCE_S, steps=steps, who=_who(), format=format, executorch=release
+                "install", silence_s=SILENCE_S, steps=steps, who=_who(), format=format, checks=_checks()
             )
             self._pythons = found.get("pythons", self._pythons)
             python = self._capable(format)
             if not python:
                 raise FormatUnavailable(
                     f"{self.name}: what runs {format} could not be installed ({found.get('error', 'it does not load')})"
-                    f". By hand, there: {BY_HAND[format]}"
+                    f". By hand, there: {known.by_hand}"
                 )
         return shlex.quote(python)
 
@@ -242,6 +231,11 @@ def _package(folder: Path) -> Path:
         shutil.copy(HERE.parent / name, folder / name)
     (folder / "__init__.py").touch()
     return folder
+
+
+def _checks() -> dict[str, str]:
+    """What board_setup.py asks an interpreter there, by format."""
+    return {name: board.check for name, board in boards().items()}
 
 
 def _who() -> str:

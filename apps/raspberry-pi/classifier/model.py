@@ -1,9 +1,7 @@
 """The artifact that the manifest names, ready to classify pictures, and whether it computes here what it should."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,13 +9,12 @@ import numpy as np
 from PIL import Image
 
 from classifier import pictures
-from targets import executorch_program, manifest, tflite_program
-from targets.artifact import Program, RuntimeUnavailable
+from targets import manifest
+from targets.artifact import Load, Program, RuntimeUnavailable
+from targets.formats import boards
 
-RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Program]]] = {
-    "ai-edge-litert": ("tflite", partial(tflite_program.load, package="ai-edge-litert")),
-    "tflite-runtime": ("tflite", partial(tflite_program.load, package="tflite-runtime")),
-    "executorch": ("executorch", executorch_program.load),
+RUNTIMES: dict[str, tuple[str, Load]] = {
+    name: (format, load) for format, board in boards().items() for name, load in board.runtimes.items()
 }
 """name, which is its package's too -> format of its files (as the manifest has it), loader
 
@@ -43,7 +40,7 @@ class Classifier:
     file: str
     """the artifact"""
     path: Path
-    load: Callable[[Path, int], Program]
+    load: Load
     threads: int
     program: Program
     golden: list[np.ndarray]
