@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dap import PruneConfig
+from pipeline.data.names import parse_subset
 from pipeline.methods import METHODS, ON_LATENCY, RELEASED
 from pipeline.model_names import MICRO
 from targets import TARGETS
@@ -119,6 +120,8 @@ class RunConfig:
             raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
         if self.seed < 0:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
+        if self.subset is not None:
+            parse_subset(self.subset)
         if self.teacher == OWN and (self.dense is None or self.method == "dense"):
             raise ValueError(
                 "--distill learns from the dense reference: it needs one (DENSE_EPOCHS) and a METHOD that prunes"

@@ -11,7 +11,8 @@ from conftest import tiny_config
 from pipeline import stages
 from pipeline.errors import Interrupted
 from pipeline.experiments import compare_report, side_by_side
-from pipeline.experiments.compare import Cell, _config, cells, compare
+from pipeline.experiments.cells import Cell, cells
+from pipeline.experiments.compare import _config, compare
 from pipeline.files import read_json
 from pipeline.runs import Run
 

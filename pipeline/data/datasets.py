@@ -12,7 +12,7 @@ from pipeline.data.augment import Augmentation
 from pipeline.data.images import Picture
 from pipeline.data.index import Files, Progress, Skipped, list_images
 from pipeline.data.layouts import Rows
-from pipeline.data.names import check_name, missing, path_of
+from pipeline.data.names import check_name, missing, parse_subset, path_of
 from pipeline.data.vetting import vet
 
 LAYOUTS = {"ifood": layouts.ifood, "inat19": layouts.inat19, "imagenet": layouts.imagenet}
@@ -179,10 +179,7 @@ def _digest(classes: tuple[str, ...], *arrays: np.ndarray) -> str:
 
 
 def _subset(dataset: Dataset, subset: str) -> Dataset:
-    parts = subset.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"SUBSET={subset} must be CLASSESxIMAGES, such as 12x200")
-    classes, count = map(int, parts)
+    classes, count = parse_subset(subset)
     if not 2 <= classes <= len(dataset.classes):
         raise ValueError(f"SUBSET={subset}: {dataset.name} has {len(dataset.classes)} classes; take 2 or more of them")
     chosen = [i * len(dataset.classes) // classes for i in range(classes)]

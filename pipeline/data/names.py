@@ -31,3 +31,11 @@ def missing(name: str, path: Path, what: str) -> str:
         f"DATASET={name}: {what}. `{known.command(path)}` gets {known.title}: {known.download_bytes / 1e9:.2g} GB to "
         f"download, {known.unpacked_bytes / 1e9:.2g} GB unpacked. If you have it elsewhere, add DATA=dir"
     )
+
+
+def parse_subset(subset: str) -> tuple[int, int]:
+    """Classes and images of each, from `CLASSESxIMAGES`. Raises ValueError for anything else."""
+    parts = subset.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"SUBSET={subset} must be CLASSESxIMAGES, such as 12x200")
+    return int(parts[0]), int(parts[1])

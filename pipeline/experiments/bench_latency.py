@@ -20,7 +20,8 @@ from dap import count_macs, count_params, load_compact
 from pipeline import profiling, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
-from pipeline.experiments.compare import Cell, cells, compare, unseen
+from pipeline.experiments.cells import Cell, cells
+from pipeline.experiments.compare import compare, unseen
 from pipeline.files import locked
 from pipeline.presets import with_latency, with_method
 from pipeline.runs import Run

@@ -5,12 +5,16 @@ import itertools
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
 
-from pipeline import console, sessions
+from pipeline import console, files, presets, sessions
+from pipeline.config import RunConfig
+from pipeline.data import names
+from pipeline.experiments.cells import cells
+from pipeline.model_names import check_name
 from pipeline.options import (
     EXIT_CODES,
     DataOption,
@@ -20,9 +24,6 @@ from pipeline.options import (
     SubsetOption,
     configure,
 )
-
-if TYPE_CHECKING:  # PyTorch takes seconds to load; --help does not need it
-    from pipeline.config import RunConfig
 
 app = typer.Typer()
 
@@ -40,13 +41,13 @@ def pretrain(
     seed: SeedOption = 0,
 ) -> None:
     """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
-    from pipeline import presets
-    from pipeline.files import locked
-    from pipeline.train.pretrain import pretrain as train_weights
-
+    names.check_name(data)
+    check_name(model)
     config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
     folder = sessions.RUNS / "pretrain"
-    with locked(folder), console.progress() as progress:
+    from pipeline.train.pretrain import pretrain as train_weights
+
+    with files.locked(folder), console.progress() as progress:
         card = train_weights(config, folder, out, progress)
     console.output.print(f"{out}: top-1 {card['top1']:.2f} % on {card['val_images']} validation images", soft_wrap=True)
 
@@ -79,17 +80,15 @@ def compare(
 
     Cells that have finished are not run again; repeat the command to go on.
     """
-    from pipeline import presets
-    from pipeline.experiments.compare import cells
-    from pipeline.experiments.compare import compare as run_all
-    from pipeline.experiments.compare_report import write
-
     base, root = _compared(
         dataset, model, epochs, finetune_epochs, data=data, subset=subset, lr=lr, batch_size=batch_size
     )
     numbers = _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int)
     queue = cells(methods.split(), *numbers, once.split())
     name = presets.dataset_name(base)
+    from pipeline.experiments.compare import compare as run_all
+    from pipeline.experiments.compare_report import write
+
     with console.progress() as progress:
         rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=console.say)
     command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
@@ -215,12 +214,11 @@ def bench_latency_budget(
 
 def _finish(out: Path, command: str, quick: bool, rows: list[dict], shown: str | tuple[str, ...]) -> None:
     """Write a benchmark's results and show them. shown: columns, or a report, which also goes beside the results."""
-    from pipeline.files import write_text
     from pipeline.report.results import write_results
 
     write_results(out, command + (" QUICK=1" if quick else ""), rows)
     if isinstance(shown, str):
-        write_text(out.with_suffix(".md"), shown)
+        files.write_text(out.with_suffix(".md"), shown)
         console.output.print(shown, markup=False, soft_wrap=True)
     else:
         console.print_table(rows, shown)
@@ -237,19 +235,19 @@ def _compared(
     subset: str | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
-) -> "tuple[RunConfig, Path]":
+) -> tuple[RunConfig, Path]:
     """The run that all cells of a comparison are variations of, and the folder of their runs.
 
     A dense model trains for as many epochs as a method does in both of its stages.
     """
-    from pipeline import presets
-
+    names.check_name(dataset, data)
     preset = presets.of(dataset, model, 0.5)
     assert preset.prune is not None
     assert preset.finetune is not None
     total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
     lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
     base = configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
+    check_name(base.model)
     base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
     return base, sessions.RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
 

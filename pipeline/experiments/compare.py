@@ -5,13 +5,12 @@ processes can work on it: each takes the first cell that nobody is at.
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,71 +23,19 @@ from pipeline import files, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
+from pipeline.experiments.cells import DISTILL, REFERENCE, Cell
 from pipeline.experiments.side_by_side import latencies
 from pipeline.files import InUse, locked
-from pipeline.methods import METHODS, RELEASED, VARIANTS, variant_settings
+from pipeline.methods import variant_settings
 from pipeline.presets import with_method
 from pipeline.runs import Run
 from pipeline.train.evaluate import model_top1
 from pipeline.train.loop import Progress
 
-REFERENCE = "reference"
-"""the variant of DAP with the paper's probes"""
-DISTILL = "distill"
-"""the variant of every method that learns from the dense model of its seed too"""
-KNOWN = (
-    *METHODS,
-    *(f"{method}:{variant}" for method, variants in VARIANTS.items() for variant in variants),
-    *(f"{method}:released" for method in RELEASED),
-    *(f"{method}:{DISTILL}" for method in METHODS if method != "dense"),
-)
 OFF_TARGET = 0.01
 """a reached sparsity that is further than this from the one asked for is not comparable, and marked"""
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the comparison."""
-
-    method: str
-    variant: str | None
-    sparsity: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its folder."""
-        variant = f"-{self.variant}" if self.variant else ""
-        sparsity = "" if self.method == "dense" else f"-{self.sparsity:g}"
-        return f"{self.method}{variant}{sparsity}-seed{self.seed}"
-
-    @property
-    def teacher(self) -> str:
-        """The folder of its seed's dense model."""
-        return Cell("dense", None, 0.0, self.seed).name
-
-
-def cells(
-    methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int], once: Sequence[str] = ()
-) -> list[Cell]:
-    """The queue: seed by seed, in each first the dense model that the others are held against.
-
-    methods: METHOD or METHOD:VARIANT, for every seed;  once: the same, for the first seed alone, at the end
-    Raises ValueError for one that is not known.
-    """
-    queue = []
-    for seed, specs in [*((seed, methods) for seed in seeds), (seeds[0], once)]:
-        if specs is not once:
-            queue.append(Cell("dense", None, 0.0, seed))
-        for sparsity, spec in itertools.product(sparsities, specs):
-            method, _, variant = spec.partition(":")
-            if spec not in KNOWN and variant_settings(method, variant) is None:
-                raise ValueError(f"METHODS: {spec!r} is unknown. Known: {', '.join(KNOWN)}, dap:benefit_scale=5 ...")
-            if method != "dense":
-                queue.append(Cell(method, variant or None, sparsity, seed))
-    return queue
 
 
 def compare(

@@ -11,7 +11,8 @@ from dap import count_macs, count_params
 from pipeline import presets
 from pipeline.data.catalog import KNOWN
 from pipeline.experiments import miniature
-from pipeline.experiments.compare import Row, cells, compare
+from pipeline.experiments.cells import cells
+from pipeline.experiments.compare import Row, compare
 from pipeline.experiments.compare_report import NAMES
 from pipeline.files import read_json
 from pipeline.train.loop import Progress
