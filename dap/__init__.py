@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dap.compact import architecture_of, load_compact, save_compact
+    from dap.compact import load_compact, save_compact
     from dap.config import PruneConfig
     from dap.cost import block_params, count_macs, count_params
     from dap.method import BlockReport, MaskUpdate, Method
     from dap.pruner import Pruner
+    from dap.skeleton import architecture_of
 
 __all__ = [
     "BlockReport",
@@ -30,11 +31,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "dap.compact": ("architecture_of", "load_compact", "save_compact"),
+    "dap.compact": ("load_compact", "save_compact"),
     "dap.config": ("PruneConfig",),
     "dap.cost": ("block_params", "count_macs", "count_params"),
     "dap.method": ("BlockReport", "MaskUpdate", "Method"),
     "dap.pruner": ("Pruner",),
+    "dap.skeleton": ("architecture_of",),
 }
 
 

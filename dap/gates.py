@@ -17,93 +17,27 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm
-from timm.layers.patch_embed import PatchEmbed
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dap.cost import BranchShape
+from dap.skeleton import check_storable, refuse
 
 
-def check_supported(model: nn.Module) -> VisionTransformer:
-    """The model itself if DAP can prune and store it, else ValueError with the reason."""
-    reason = _unsupported(model)
-    if reason is not None:
-        raise ValueError(
-            f"{type(model).__name__} is not supported: {reason}. "
-            "DAP works on timm's VisionTransformer and VisionTransformerDistilled as built for deit_* and plain vit_*"
-        )
-    return cast(VisionTransformer, model)
+def check_prunable(model: nn.Module) -> VisionTransformer:
+    """The model itself if gates can be put on it, dense and not compacted, else ValueError with the reason.
 
-
-def _unsupported(model: nn.Module) -> str | None:
-    if hasattr(model, "module"):
-        return "it is a wrapper; pass the model inside (model.module) before it is wrapped"
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        return (
-            "it is another architecture (DAP needs one attention and one MLP branch per block on one residual stream)"
-        )
-    vit: Any = model
-    norms = (nn.LayerNorm, LayerNorm)
-    checks = [
-        (vit.global_pool != "token", f"it pools by {vit.global_pool!r}, and DAP's probes follow the class token"),
-        (vit.attn_pool is not None, "it has an attention pool"),
-        (type(vit.norm) not in norms, "its last norm is no plain LayerNorm in front of the pooling"),
-        (not isinstance(vit.head, nn.Linear), "it has no linear classification head; build it with num_classes > 0"),
-        (vit.pos_embed is None, "it has no learned position embedding"),
-        (vit.dynamic_img_size, "its image size is dynamic"),
-        (not isinstance(vit.patch_drop, nn.Identity), "it drops patches, and the patch probe needs the whole grid"),
-        (type(vit.patch_embed) is not PatchEmbed, f"its patch embedding is a {type(vit.patch_embed).__name__}"),
-        (not isinstance(vit.patch_embed.norm, nn.Identity), "its patch embedding has a norm"),
-        (type(vit.norm_pre) not in (*norms, nn.Identity), "its first norm is no plain LayerNorm"),
-    ]
-    for failed, reason in checks:
-        if failed:
-            return reason
+    The small model must be storable, and so the dense one must be; and there must be all that gates and probes act on.
+    """
+    vit: Any = check_storable(model)
+    if not isinstance(vit.head, nn.Linear):
+        refuse(model, "it has no linear classification head; build it with num_classes > 0")
     for i, block in enumerate(vit.blocks):
-        # by name as well as by base class: a subclass may compute anything, ours only leaves branches out
-        if type(block) is not Block and type(block).__name__ != "PrunedBlock":
-            return f"block {i} is a {type(block).__name__}"
-        reason_or_none = _unsupported_block(block, vit.norm.eps)
-        if reason_or_none is not None:
-            return f"block {i} {reason_or_none}"
-    return None
-
-
-def _unsupported_block(block: Any, eps: float) -> str | None:
-    for norm in (block.norm1, block.norm2):
-        plain = norm[0] if isinstance(norm, nn.Sequential) else norm  # compact models select channels after the norm
-        if plain is not None and (type(plain) not in (nn.LayerNorm, LayerNorm) or plain.weight is None):
-            return f"normalises by {type(plain).__name__}"
-        if plain is not None and plain.eps != eps:
-            return "has another norm epsilon than the last norm"
-    attn, mlp = block.attn, block.mlp
-    if attn is not None:
-        if type(attn) is not Attention:
-            return f"attends by {type(attn).__name__}"
-        if attn.gate is not None:
-            return "has gated attention, whose gate reads the head channels a second time"
-        if not isinstance(attn.q_norm, nn.Identity):
-            return "normalises q and k (qk_norm), so head channels can't be cut one by one"
-        if not isinstance(attn.norm, nn.Identity):
-            return "normalises the attention's output"
-        if attn.proj.bias is None:
-            return "has linear layers without bias"
-    if mlp is not None:
-        if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear):
-            return f"has a {type(mlp).__name__} of another kind than fc1, activation, fc2"
-        if not isinstance(mlp.norm, nn.Identity):
-            return "normalises inside the MLP"
-        if type(mlp.act) is not nn.GELU:
-            return f"activates by {type(mlp.act).__name__}; only GELU is stored"
-        if mlp.fc1.bias is None:
-            return "has linear layers without bias"
-    return None
+        if type(block) is not Block or isinstance(block.norm1, nn.Sequential) or isinstance(block.norm2, nn.Sequential):
+            raise ValueError(f"block {i} has been compacted already; prune the dense model it came from")
+    return cast(VisionTransformer, model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +67,11 @@ class Branch:
 
 
 def branches_of(model: VisionTransformer) -> list[Branch]:
-    """All branches of a supported model that has not been compacted, in the order they act on the residual stream."""
+    """All branches of a prunable model, in the order they act on the residual stream."""
     found: list[Branch] = []
     tokens = model.patch_embed.num_patches + model.num_prefix_tokens
     block: Any
     for i, block in enumerate(model.blocks):
-        if type(block) is not Block or isinstance(block.norm1, nn.Sequential) or isinstance(block.norm2, nn.Sequential):
-            raise ValueError(f"block {i} has been compacted already; prune the dense model it came from")
         attn: Any = block.attn
         mlp: Any = block.mlp
         kinds: list[tuple[Literal["attn", "mlp"], Any, Any, nn.Module, int, int]] = [

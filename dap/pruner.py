@@ -25,7 +25,7 @@ from dap import allocate, importance
 from dap.compact import compact
 from dap.config import PruneConfig
 from dap.cost import LatencyTable, count_macs, count_params
-from dap.gates import Gates, branches_of, check_supported
+from dap.gates import Gates, branches_of, check_prunable
 from dap.indicator import Indicator
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 from dap.schedule import Schedule, rank_mask
@@ -72,7 +72,7 @@ class Pruner:
             raise ValueError('cost="latency" and a table of latencies belong together: give both or neither')
         if latency is not None and config.gates != "inner":
             raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths, no channels')
-        self.model: VisionTransformer = check_supported(model)
+        self.model: VisionTransformer = check_prunable(model)
         self.config = config
         self.schedule = Schedule(
             total_steps=steps_per_epoch * epochs,

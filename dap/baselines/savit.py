@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dap.allocate import model_budget
+from dap.baselines.narrow import narrow
 from dap.baselines.savit_search import Costs, evolve, select
-from dap.compact import compact, narrow
+from dap.compact import compact
 from dap.config import check_number
-from dap.gates import Branch, branches_of, check_supported
+from dap.gates import Branch, branches_of, check_prunable
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 Ints = NDArray[np.int64]
@@ -60,7 +61,7 @@ class Savit:
     finetunes: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, config: SavitConfig, *, steps_per_epoch: int) -> None:
-        self.model: VisionTransformer = check_supported(model)
+        self.model: VisionTransformer = check_prunable(model)
         self.config = config
         self.calibration_steps = max(1, ceil(steps_per_epoch / 10))
         self._branches = branches_of(self.model)
