@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dap.compact import load_compact, save_compact
     from dap.config import PruneConfig
     from dap.cost import block_params, count_macs, count_params
-    from dap.method import BlockReport, MaskUpdate, Method
+    from dap.method import BlockReport, MaskUpdate, Method, OneShot
     from dap.pruner import Pruner
     from dap.skeleton import architecture_of
 
@@ -20,6 +20,7 @@ __all__ = [
     "BlockReport",
     "MaskUpdate",
     "Method",
+    "OneShot",
     "PruneConfig",
     "Pruner",
     "architecture_of",
@@ -34,7 +35,7 @@ _HOME = {
     "dap.compact": ("load_compact", "save_compact"),
     "dap.config": ("PruneConfig",),
     "dap.cost": ("block_params", "count_macs", "count_params"),
-    "dap.method": ("BlockReport", "MaskUpdate", "Method"),
+    "dap.method": ("BlockReport", "MaskUpdate", "Method", "OneShot"),
     "dap.pruner": ("Pruner",),
     "dap.skeleton": ("architecture_of",),
 }

@@ -32,6 +32,7 @@ CLASSES: dict[str, type[VisionTransformer]] = {
     "VisionTransformerDistilled": VisionTransformerDistilled,
 }
 NORMS = (nn.LayerNorm, LayerNorm)
+MASKS = {"rows": "mask_rows", "cols": "mask_cols"}  # buffers of a layer that is being pruned, see dap.gates
 
 
 class Select(nn.Module):
@@ -235,6 +236,8 @@ def _unstorable(model: nn.Module) -> Iterator[str]:
         yield "its patch embedding has a norm"
     if type(vit.norm_pre) not in (*NORMS, nn.Identity):
         yield "its first norm is no plain LayerNorm"
+    if any(name.endswith(tuple(MASKS.values())) for name, _ in vit.named_buffers()):
+        yield "it is being pruned; call finalize() or remove() of its pruner first"
     for i, block in enumerate(vit.blocks):
         if type(block) not in (Block, PrunedBlock):
             yield f"block {i} is a {type(block).__name__}"

@@ -11,6 +11,7 @@ from timm.layers.mlp import SwiGLU
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import Tensor, nn
 
+from dap.baselines.row_gates import RowGates
 from dap.gates import Gates, branches_of, check_prunable
 from dap.tap import TokenTap
 
@@ -213,7 +214,7 @@ def test_relative_norms_compare_layers_of_any_scale() -> None:
 
 def test_learnt_masks_have_slopes_even_where_they_are_0() -> None:
     model = tiny_vit()
-    gates = Gates(branches_of(model), "rows", learnt=True)
+    gates = RowGates(branches_of(model))
     assert [[(g.name, g.length) for g in block] for block in gates.gates[:2]] == [
         [("heads", 2), ("out", 24)],
         [("width", 96), ("out", 24)],

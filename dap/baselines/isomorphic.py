@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +44,7 @@ class IsomorphicConfig:
 
 
 class Isomorphic:
-    """Prunes a timm ViT in one shot with torch-pruning; see dap.method.Method."""
-
-    finetunes: ClassVar[bool] = True
+    """Prunes a timm ViT in one shot with torch-pruning; see dap.method.OneShot."""
 
     def __init__(self, model: nn.Module, config: IsomorphicConfig, *, steps_per_epoch: int) -> None:
         """Raises ValueError if torch-pruning is not installed."""
@@ -116,12 +114,6 @@ class Isomorphic:
             attn.scale = attn.head_dim**-0.5
         model.embed_dim = model.pos_embed.shape[-1]
         return check_storable(model)
-
-    def loss(self, targets: Tensor) -> None:
-        """Nothing is added to the main loss."""
-
-    def step(self, targets: Tensor) -> None:
-        """Nothing is learnt from training."""
 
     def harden(self) -> MaskUpdate:
         """What has been cut. The model stays whole. Raises ValueError before calibrate()."""
