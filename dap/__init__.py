@@ -9,16 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dap.compact import architecture_of, load_compact, save_compact
+    from dap.compact import load_compact, save_compact
     from dap.config import PruneConfig
     from dap.cost import block_params, count_macs, count_params
-    from dap.method import BlockReport, MaskUpdate, Method
+    from dap.method import BlockReport, MaskUpdate, Method, OneShot
     from dap.pruner import Pruner
+    from dap.skeleton import architecture_of
 
 __all__ = [
     "BlockReport",
     "MaskUpdate",
     "Method",
+    "OneShot",
     "PruneConfig",
     "Pruner",
     "architecture_of",
@@ -30,11 +32,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "dap.compact": ("architecture_of", "load_compact", "save_compact"),
+    "dap.compact": ("load_compact", "save_compact"),
     "dap.config": ("PruneConfig",),
     "dap.cost": ("block_params", "count_macs", "count_params"),
-    "dap.method": ("BlockReport", "MaskUpdate", "Method"),
+    "dap.method": ("BlockReport", "MaskUpdate", "Method", "OneShot"),
     "dap.pruner": ("Pruner",),
+    "dap.skeleton": ("architecture_of",),
 }
 
 

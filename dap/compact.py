@@ -2,13 +2,8 @@
 
 Key: D width, H heads, K head width, F hidden units, I kept inputs, O kept outputs.
 
-The small model is timm's VisionTransformer with timm's own blocks at per-block sizes. Where that is not enough:
-- a block that has lost a branch is a PrunedBlock, timm's Block with that branch left out;
-- where a branch reads or writes some channels only, `norm1` / `norm2` end in a Select and `ls1` / `ls2` in a Scatter:
-  norms see all channels, as in training.
 A branch that is gone has been a constant; it is added to what comes before it on the residual stream. The attention
-scale of the dense head, K^-0.5, is folded into the weights of q. Only narrow(), which takes channels from the whole
-residual stream, changes what is computed.
+scale of the dense head, K^-0.5, is folded into the weights of q.
 
 On disk: architecture.json (sizes, self-sufficient) and weights.safetensors. Works for dense models too.
 """
@@ -16,73 +11,22 @@ On disk: architecture.json (sizes, self-sufficient) and weights.safetensors. Wor
 import hashlib
 import json
 import os
-from collections import OrderedDict
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from timm.layers.attention import Attention
-from timm.layers.drop import DropPath
-from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dap.gates import Branch, check_supported
+from dap.architecture import Architecture, AttentionSizes, Layer, MlpSizes, read_architecture
+from dap.gates import Branch
+from dap.skeleton import architecture_of, skeleton
 
-FORMAT = 1
 ARCHITECTURE_FILE = "architecture.json"
 WEIGHTS_FILE = "weights.safetensors"
-CLASSES: dict[str, type[VisionTransformer]] = {
-    "VisionTransformer": VisionTransformer,
-    "VisionTransformerDistilled": VisionTransformerDistilled,
-}
-
-
-class Select(nn.Module):
-    """Read a fixed set of channels: (..., D) -> (..., I)."""
-
-    index: Tensor
-
-    def __init__(self, index: list[int]) -> None:
-        super().__init__()
-        self.register_buffer("index", torch.tensor(index, device="cpu"), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., D)."""
-        return x.index_select(-1, self.index)
-
-
-class Scatter(nn.Module):
-    """Write a fixed set of channels: (..., O) -> (..., D); the others are 0."""
-
-    index: Tensor
-
-    def __init__(self, index: list[int], dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.register_buffer("index", torch.tensor(index, device="cpu"), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., O)."""
-        return x.new_zeros((*x.shape[:-1], self.dim)).index_copy(-1, self.index, x)
-
-
-class PrunedBlock(Block):
-    """timm's Block with a branch left out: its norm, body, scale and drop path are None."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x: (B, N, D)."""
-        if self.attn is not None:
-            x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
-        if self.mlp is not None:
-            x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x
 
 
 # the masked model -> sizes and weights -> the small model
@@ -95,33 +39,46 @@ def compact(model: VisionTransformer, branches: list[Branch], kept: list[dict[st
     elements; a missing gate keeps everything. The masks must be in the model's weights already, as 0 and 1. A branch
     with an empty gate goes; where outputs are gated, they must be empty too, so that it has written nothing.
     """
-    architecture = architecture_of(model)
+    dense = architecture_of(model)
     weights = {
         name: value.detach().clone() for name, value in model.state_dict().items() if not name.startswith("blocks.")
     }
+    found: list[AttentionSizes | MlpSizes | None] = []
     living: tuple[str, Branch] | None = None  # place and branch of the last one that stays
     for number, (branch, indices) in enumerate(zip(branches, kept, strict=True)):
-        layer, kind = architecture["blocks"][number // 2], branch.shape.kind
-        sizes: dict[str, Any] = layer[kind]
         if any(len(index) == 0 for index in indices.values()):
-            layer[kind] = None
             assert "out" not in indices or len(indices["out"]) == 0, f"{branch.name} is gone but still writes"
+            found.append(None)
             _fold(_constant(branch), model, weights, living)
             continue
-        dim = branch.shape.dim
-        for gate in {"heads", "width"} & indices.keys():
-            sizes[gate] = len(indices[gate])
-        for gate in ("in", "out"):
-            sizes[gate] = indices[gate].tolist() if len(indices.get(gate, range(dim))) < dim else None
-        place = f"blocks.{number // 2}.%s" + ("1" if kind == "attn" else "2")
+        layer, kind = dense.blocks[number // 2], branch.shape.kind
+        sizes = layer.attn if kind == "attn" else layer.mlp
+        assert sizes is not None, f"{branch.name} is one of a dense model"
+        sizes = _kept_sizes(sizes, indices, branch.shape.dim)
         _cut(branch, indices, sizes, f"blocks.{number // 2}.", weights)
-        living = (place, branch)
+        found.append(sizes)
+        living = (f"blocks.{number // 2}.%s" + ("1" if kind == "attn" else "2"), branch)
+    layers: Any = zip(found[::2], found[1::2], strict=True)
+    architecture = replace(dense, blocks=tuple(Layer(attn=attn, mlp=mlp) for attn, mlp in layers))
     return build(architecture, weights).train(model.training)
+
+
+def _kept_sizes(dense: AttentionSizes | MlpSizes, indices: dict[str, Tensor], dim: int) -> AttentionSizes | MlpSizes:
+    """Sizes of a living branch with these elements kept; where all D channels are, none are named."""
+    changes: dict[str, Any] = {gate: len(indices[gate]) for gate in ("heads", "width") if gate in indices}
+    for gate, name in (("in", "reads"), ("out", "writes")):
+        if len(indices.get(gate, range(dim))) < dim:
+            changes[name] = tuple(indices[gate].tolist())
+    return replace(dense, **changes)
 
 
 @torch.no_grad()
 def _cut(
-    branch: Branch, indices: dict[str, Tensor], sizes: dict[str, Any], prefix: str, weights: dict[str, Tensor]
+    branch: Branch,
+    indices: dict[str, Tensor],
+    sizes: AttentionSizes | MlpSizes,
+    prefix: str,
+    weights: dict[str, Tensor],
 ) -> None:
     """Write the kept weights of one living branch under the names they have in the small model."""
     device = branch.into.weight.device
@@ -140,7 +97,7 @@ def _cut(
         side, body, first, last = "2", "mlp", "fc1", "fc2"
         rows = columns = width
         scale = torch.ones(len(rows), dtype=into.weight.dtype, device=device)
-    norm = f"{prefix}norm{side}" + ("" if sizes["in"] is None else ".norm")
+    norm = f"{prefix}norm{side}" + ("" if sizes.reads is None else ".norm")
     weights[f"{norm}.weight"] = branch.norm.weight.clone()
     weights[f"{norm}.bias"] = branch.norm.bias.clone()
     weights[f"{prefix}{body}.{first}.weight"] = into.weight[rows][:, inputs] * scale[:, None]
@@ -149,7 +106,7 @@ def _cut(
     weights[f"{prefix}{body}.{last}.weight"] = out_of.weight[outputs][:, columns].clone()
     weights[f"{prefix}{body}.{last}.bias"] = out_of.bias[outputs].clone()
     if branch.gamma is not None:
-        gamma = f"{prefix}ls{side}" + ("" if sizes["out"] is None else ".scale")
+        gamma = f"{prefix}ls{side}" + ("" if sizes.writes is None else ".scale")
         weights[f"{gamma}.gamma"] = branch.gamma[outputs].clone()
 
 
@@ -204,49 +161,12 @@ def _fold(
     weights[f"{last}.bias"] += constant
 
 
-def narrow(model: VisionTransformer, channels: Tensor) -> VisionTransformer:
-    """The model with a narrower residual stream, on its device and in its mode.
-
-    channels: sorted indices of the channels that stay, out of D. Norms then run over these alone, so that the result
-    computes something else than the model with the other channels masked. Branches must read and write all channels.
-    """
-    architecture = architecture_of(model)
-    architecture["args"]["embed_dim"] = len(channels)
-    weights = {}
-    for name, value in model.state_dict().items():
-        if name.endswith(("qkv.weight", "fc1.weight", "head.weight", "head_dist.weight")):
-            value = value[:, channels]  # reads the stream
-        elif name.endswith(("token", "pos_embed")):
-            value = value[..., channels]  # starts it
-        elif not name.endswith(("qkv.bias", "fc1.bias", "head.bias", "head_dist.bias")):
-            value = value[channels]  # writes to it or normalises it
-        weights[name] = value.clone()
-    return build(architecture, weights).train(model.training)
-
-
-def build(architecture: dict[str, Any], weights: dict[str, Tensor]) -> VisionTransformer:
-    """The model that architecture.json describes, with these weights, in eval mode.
+def build(architecture: Architecture, weights: dict[str, Tensor]) -> VisionTransformer:
+    """The skeleton with these weights, on their device and in eval mode.
 
     Raises ValueError if weights and architecture don't belong together.
     """
-    args = architecture["args"]
-    norm = partial(LayerNorm, eps=architecture["norm_eps"])
-    act = partial(nn.GELU, approximate=architecture["gelu"])
-    # built without memory and without drawing random numbers; blocks of the right sizes are put in afterwards
-    model = CLASSES[architecture["class"]](
-        **{**args, "img_size": tuple(args["img_size"]), "patch_size": tuple(args["patch_size"])},
-        depth=0,
-        num_heads=1,
-        norm_layer=norm,
-        act_layer=act,
-        weight_init="skip",
-        device="meta",
-    )
-    model.blocks = nn.Sequential(*(_block(args["embed_dim"], layer, norm, act) for layer in architecture["blocks"]))
-    model.feature_info = [
-        {"module": f"blocks.{i}", "num_chs": args["embed_dim"], "reduction": model.patch_embed.feat_ratio()}
-        for i in range(len(model.blocks))
-    ]
+    model = skeleton(architecture)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
@@ -254,91 +174,6 @@ def build(architecture: dict[str, Any], weights: dict[str, Tensor]) -> VisionTra
         raise ValueError(f"weights and architecture differ in {len(wrong)} tensors, the first of them {wrong[0]!r}")
     model.load_state_dict(weights, assign=True)
     return model.to(weights["pos_embed"].device).eval()
-
-
-def _block(dim: int, layer: dict[str, Any], norm_layer: Any, act_layer: Any) -> Block:
-    whole = layer["attn"] is not None and layer["mlp"] is not None
-    cls = Block if whole else PrunedBlock
-    block: Any = cls(dim, num_heads=1, norm_layer=norm_layer, act_layer=act_layer, device="meta")
-    for side, kind in (("1", "attn"), ("2", "mlp")):
-        sizes = layer[kind]
-        parts: dict[str, Any] = {f"norm{side}": None, kind: None, f"ls{side}": None, f"drop_path{side}": None}
-        if sizes is not None:
-            inputs = dim if sizes["in"] is None else len(sizes["in"])
-            outputs = dim if sizes["out"] is None else len(sizes["out"])
-            norm: nn.Module = norm_layer(dim, device="meta")
-            if sizes["in"] is not None:
-                norm = nn.Sequential(OrderedDict(norm=norm, select=Select(sizes["in"])))
-            scale: nn.Module = LayerScale(outputs, device="meta") if sizes["layer_scale"] else nn.Identity()
-            if sizes["out"] is not None:
-                scale = nn.Sequential(OrderedDict(scale=scale, scatter=Scatter(sizes["out"], dim)))
-            if kind == "attn":
-                body: nn.Module = Attention(
-                    inputs,
-                    num_heads=sizes["heads"],
-                    attn_head_dim=sizes["width"],
-                    dim_out=outputs,
-                    qkv_bias=sizes["qkv_bias"],
-                    attn_drop=sizes["attn_drop"],
-                    proj_drop=sizes["drop"],
-                    device="meta",
-                )
-            else:
-                body = Mlp(inputs, sizes["width"], outputs, act_layer=act_layer, drop=sizes["drop"], device="meta")
-            drop_path = DropPath(sizes["drop_path"]) if sizes["drop_path"] > 0.0 else nn.Identity()
-            parts = {f"norm{side}": norm, kind: body, f"ls{side}": scale, f"drop_path{side}": drop_path}
-        for name, part in parts.items():
-            setattr(block, name, part)
-    return cast(Block, block)
-
-
-def architecture_of(model: nn.Module) -> dict[str, Any]:
-    """Everything but the weights of a dense or compact model, as plain JSON types. Raises ValueError if unsupported."""
-    vit: Any = check_supported(model)
-    return {
-        "format": FORMAT,
-        "class": type(vit).__name__,
-        "args": {
-            "img_size": list(vit.patch_embed.img_size),
-            "patch_size": list(vit.patch_embed.patch_size),
-            "in_chans": vit.patch_embed.proj.in_channels,
-            "num_classes": vit.num_classes,
-            "embed_dim": vit.embed_dim,
-            "no_embed_class": vit.no_embed_class,
-            "reg_tokens": vit.num_reg_tokens,
-            "pre_norm": not isinstance(vit.norm_pre, nn.Identity),
-            "drop_rate": vit.head_drop.p,
-            "pos_drop_rate": vit.pos_drop.p,
-        },
-        "norm_eps": vit.norm.eps,
-        "gelu": next((b.mlp.act.approximate for b in vit.blocks if b.mlp is not None), "none"),
-        "blocks": [
-            {
-                "attn": _sizes(block.norm1, block.attn, block.ls1, block.drop_path1),
-                "mlp": _sizes(block.norm2, block.mlp, block.ls2, block.drop_path2),
-            }
-            for block in vit.blocks
-        ],
-    }
-
-
-def _sizes(norm: Any, body: Any, scale: Any, drop_path: Any) -> dict[str, Any] | None:
-    """One branch in architecture.json; null if it is gone."""
-    if body is None:
-        return None
-    selecting, scattering = isinstance(norm, nn.Sequential), isinstance(scale, nn.Sequential)
-    inner_scale = scale.scale if scattering else scale
-    sizes: dict[str, Any] = {
-        "width": body.head_dim if isinstance(body, Attention) else body.fc1.out_features,
-        "in": norm.select.index.tolist() if selecting else None,
-        "out": scale.scatter.index.tolist() if scattering else None,
-        "layer_scale": isinstance(inner_scale, LayerScale),
-        "drop_path": getattr(drop_path, "drop_prob", 0.0),
-    }
-    if isinstance(body, Attention):
-        heads = {"heads": body.num_heads, "qkv_bias": body.qkv.bias is not None, "attn_drop": body.attn_drop.p}
-        return {**sizes, **heads, "drop": body.proj_drop.p}
-    return {**sizes, "drop": body.drop1.p}
 
 
 # on disk
@@ -353,7 +188,7 @@ def save_compact(model: nn.Module, folder: str | Path) -> None:
     # safetensors notices a truncated file but not a changed one
     # one key only: safetensors writes several in random order, and equal models should give equal files
     _write(folder / WEIGHTS_FILE, save(weights, metadata={"sha256": _digest(weights)}))
-    _write(folder / ARCHITECTURE_FILE, (json.dumps(architecture, indent=1) + "\n").encode())
+    _write(folder / ARCHITECTURE_FILE, (json.dumps(architecture.to_json(), indent=1) + "\n").encode())
 
 
 def load_compact(folder: str | Path) -> VisionTransformer:
@@ -364,11 +199,9 @@ def load_compact(folder: str | Path) -> VisionTransformer:
     architecture_path, weights_path = Path(folder) / ARCHITECTURE_FILE, Path(folder) / WEIGHTS_FILE
     advice = "write the model again with save_compact"
     try:
-        architecture = json.loads(architecture_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{architecture_path} is damaged ({error}): {advice}") from error
-    if not isinstance(architecture, dict) or architecture.get("format") != FORMAT:
-        raise ValueError(f"{architecture_path} is not a format {FORMAT} architecture: {advice}")
+        architecture = read_architecture(architecture_path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
     if not weights_path.exists():
         raise FileNotFoundError(f"{weights_path} is missing: {advice}")
     try:
@@ -381,7 +214,7 @@ def load_compact(folder: str | Path) -> VisionTransformer:
         raise ValueError(f"{weights_path} is damaged (its checksum is wrong): {advice}")
     try:
         return build(architecture, weights)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{weights_path} does not fit {architecture_path.name} ({error}): {advice}") from error
 
 

@@ -11,99 +11,41 @@ of batch size is stored, and the gradient of the mask follows from the gradient 
                                    m_i dL/dm_i = sum_j W_ij dL/dW_ij + b_i dL/db_i     for a mask on rows
 
 with W and dL/dW those of the raw parameter. They are already averaged over ranks and accumulated over micro-batches.
+
+A masked layer is the same nn.Linear with the same parameters, a forward of its own, and its masks as buffers beside the
+weights: a copy of the model has them, and its state dict too. They are stored as the bits of float32 in an integer
+tensor, since averages of a model (timm's ModelEmaV3, torch's AveragedModel) average what is floating and copy the rest:
+a mask that lags behind its weights would be no mask.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from timm.layers.attention import Attention
+import torch.nn.functional as F
 from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm
-from timm.layers.patch_embed import PatchEmbed
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from dap.cost import BranchShape
+from dap.skeleton import MASKS, check_storable, refuse
+
+Side = Literal["rows", "cols"]
 
 
-def check_supported(model: nn.Module) -> VisionTransformer:
-    """The model itself if DAP can prune and store it, else ValueError with the reason."""
-    reason = _unsupported(model)
-    if reason is not None:
-        raise ValueError(
-            f"{type(model).__name__} is not supported: {reason}. "
-            "DAP works on timm's VisionTransformer and VisionTransformerDistilled as built for deit_* and plain vit_*"
-        )
-    return cast(VisionTransformer, model)
+def check_prunable(model: nn.Module) -> VisionTransformer:
+    """The model itself if gates can be put on it, dense and not compacted, else ValueError with the reason.
 
-
-def _unsupported(model: nn.Module) -> str | None:
-    if hasattr(model, "module"):
-        return "it is a wrapper; pass the model inside (model.module) before it is wrapped"
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        return (
-            "it is another architecture (DAP needs one attention and one MLP branch per block on one residual stream)"
-        )
-    vit: Any = model
-    norms = (nn.LayerNorm, LayerNorm)
-    checks = [
-        (vit.global_pool != "token", f"it pools by {vit.global_pool!r}, and DAP's probes follow the class token"),
-        (vit.attn_pool is not None, "it has an attention pool"),
-        (type(vit.norm) not in norms, "its last norm is no plain LayerNorm in front of the pooling"),
-        (not isinstance(vit.head, nn.Linear), "it has no linear classification head; build it with num_classes > 0"),
-        (vit.pos_embed is None, "it has no learned position embedding"),
-        (vit.dynamic_img_size, "its image size is dynamic"),
-        (not isinstance(vit.patch_drop, nn.Identity), "it drops patches, and the patch probe needs the whole grid"),
-        (type(vit.patch_embed) is not PatchEmbed, f"its patch embedding is a {type(vit.patch_embed).__name__}"),
-        (not isinstance(vit.patch_embed.norm, nn.Identity), "its patch embedding has a norm"),
-        (type(vit.norm_pre) not in (*norms, nn.Identity), "its first norm is no plain LayerNorm"),
-    ]
-    for failed, reason in checks:
-        if failed:
-            return reason
+    The small model must be storable, and so the dense one must be; and there must be all that gates and probes act on.
+    """
+    vit: Any = check_storable(model)
+    if not isinstance(vit.head, nn.Linear):
+        refuse(model, "it has no linear classification head; build it with num_classes > 0")
     for i, block in enumerate(vit.blocks):
-        # by name as well as by base class: a subclass may compute anything, ours only leaves branches out
-        if type(block) is not Block and type(block).__name__ != "PrunedBlock":
-            return f"block {i} is a {type(block).__name__}"
-        reason_or_none = _unsupported_block(block, vit.norm.eps)
-        if reason_or_none is not None:
-            return f"block {i} {reason_or_none}"
-    return None
-
-
-def _unsupported_block(block: Any, eps: float) -> str | None:
-    for norm in (block.norm1, block.norm2):
-        plain = norm[0] if isinstance(norm, nn.Sequential) else norm  # compact models select channels after the norm
-        if plain is not None and (type(plain) not in (nn.LayerNorm, LayerNorm) or plain.weight is None):
-            return f"normalises by {type(plain).__name__}"
-        if plain is not None and plain.eps != eps:
-            return "has another norm epsilon than the last norm"
-    attn, mlp = block.attn, block.mlp
-    if attn is not None:
-        if type(attn) is not Attention:
-            return f"attends by {type(attn).__name__}"
-        if attn.gate is not None:
-            return "has gated attention, whose gate reads the head channels a second time"
-        if not isinstance(attn.q_norm, nn.Identity):
-            return "normalises q and k (qk_norm), so head channels can't be cut one by one"
-        if not isinstance(attn.norm, nn.Identity):
-            return "normalises the attention's output"
-        if attn.proj.bias is None:
-            return "has linear layers without bias"
-    if mlp is not None:
-        if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear):
-            return f"has a {type(mlp).__name__} of another kind than fc1, activation, fc2"
-        if not isinstance(mlp.norm, nn.Identity):
-            return "normalises inside the MLP"
-        if type(mlp.act) is not nn.GELU:
-            return f"activates by {type(mlp.act).__name__}; only GELU is stored"
-        if mlp.fc1.bias is None:
-            return "has linear layers without bias"
-    return None
+        if type(block) is not Block or isinstance(block.norm1, nn.Sequential) or isinstance(block.norm2, nn.Sequential):
+            raise ValueError(f"block {i} has been compacted already; prune the dense model it came from")
+    return cast(VisionTransformer, model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +75,11 @@ class Branch:
 
 
 def branches_of(model: VisionTransformer) -> list[Branch]:
-    """All branches of a supported model that has not been compacted, in the order they act on the residual stream."""
+    """All branches of a prunable model, in the order they act on the residual stream."""
     found: list[Branch] = []
     tokens = model.patch_embed.num_patches + model.num_prefix_tokens
     block: Any
     for i, block in enumerate(model.blocks):
-        if type(block) is not Block or isinstance(block.norm1, nn.Sequential) or isinstance(block.norm2, nn.Sequential):
-            raise ValueError(f"block {i} has been compacted already; prune the dense model it came from")
         attn: Any = block.attn
         mlp: Any = block.mlp
         kinds: list[tuple[Literal["attn", "mlp"], Any, Any, nn.Module, int, int]] = [
@@ -161,26 +101,8 @@ def branches_of(model: VisionTransformer) -> list[Branch]:
     return found
 
 
-class _Mask(nn.Module):
-    """Parametrization W -> rows * W * cols. The masks are not in the state dict: they belong to the pruner's state."""
-
-    rows: Tensor | None
-    cols: Tensor | None
-
-    def __init__(self, rows: Tensor | None, cols: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("cols", cols, persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """weight: (R, C), or a bias (R,)."""
-        if self.rows is not None:
-            weight = weight * (self.rows[:, None] if weight.ndim == 2 else self.rows)
-        return weight if self.cols is None else weight * self.cols
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Gate:
+class Gate:
     """One shared mask and the linear layer it acts on."""
 
     name: str
@@ -189,38 +111,28 @@ class _Gate:
     """Elements of the gate."""
     linear: nn.Linear
     """The layer that is masked."""
-    side: Literal["rows", "cols"]
+    side: Side
     """Whether the gate masks what leaves the layer or what enters it."""
-    copies: int
+    copies: int = 1
     """How often the gate repeats along that side: 3 H for head channels, which q, k, v and all heads share."""
-    each: int = 1
-    """Neighbours that share one element: K for whole heads."""
 
     def spread(self, mask: Tensor) -> Tensor:
         """(length,) -> the mask of all rows or columns."""
-        return mask.repeat_interleave(self.each).repeat(self.copies)
+        return mask.repeat(self.copies)
 
     def gather(self, values: Tensor) -> Tensor:
         """One value per row or column -> (length,), the sum over those that share an element."""
-        return values.view(self.copies, self.length, self.each).sum((0, 2))
+        return values.view(self.copies, self.length).sum(0)
 
 
 class Gates:
-    """The masks of a model. The raw parameters stay the same objects, so an optimizer may be built before or after."""
+    """The masks of a model. The parameters stay the same objects, so an optimizer may be built before or after."""
 
-    def __init__(self, branches: list[Branch], which: Literal["inner", "all", "rows"], learnt: bool = False) -> None:
-        """which: see _gates_of;  learnt: let autograd fill slopes(), at some cost in every step. The model must then be
-        on the device that trains it already.
-        """
+    def __init__(self, branches: list[Branch], which: Literal["inner", "all"]) -> None:
+        """which: "inner": head channels, hidden units; "all": also inputs and outputs."""
         self.gates = [_gates_of(branch, which) for branch in branches]
         self._flat = [gate for block in self.gates for gate in block]
-        for linear in dict.fromkeys(gate.linear for gate in self._flat):
-            mine = [gate for gate in self._flat if gate.linear is linear]
-            rows = next((_ones(linear.out_features, linear, learnt) for g in mine if g.side == "rows"), None)
-            cols = next((_ones(linear.in_features, linear, learnt) for g in mine if g.side == "cols"), None)
-            parametrize.register_parametrization(linear, "weight", _Mask(rows, cols), unsafe=True)
-            if rows is not None and linear.bias is not None:
-                parametrize.register_parametrization(linear, "bias", _Mask(rows, None), unsafe=True)
+        attach(self._flat)
 
     def scores(self) -> Tensor:
         """(sum of gate lengths,) float32: mask x dL/dmask of every element, gates in order."""
@@ -234,74 +146,92 @@ class Gates:
         """
         return torch.cat([_relative_norm(gate) for gate in self._flat])
 
-    def slopes(self) -> list[Tensor]:
-        """dL/dmask of the last backward, (length,) per gate in order, also where the mask is 0; cleared by reading.
-
-        Raises ValueError if there was no backward.
-        """
-        slopes = []
-        for gate in self._flat:
-            mask = cast(Any, gate.linear).parametrizations["weight"][0].get_buffer(gate.side)
-            if mask.grad is None:
-                raise ValueError("the masks have no gradient: call step() after loss.backward()")
-            slopes.append(gate.gather(mask.grad).float())
-            mask.grad = None
-        return slopes
-
-    @torch.no_grad()
     def set(self, masks: list[Tensor]) -> None:
         """masks: one (E,) per block, the block's gates one after another."""
         for block, mask_E in zip(self.gates, masks, strict=True):
-            parts = torch.split(mask_E, [gate.length for gate in block])
-            for gate, part in zip(block, parts, strict=True):
-                for name in ("weight", "bias") if parametrize.is_parametrized(gate.linear, "bias") else ("weight",):
-                    buffer = getattr(cast(Any, gate.linear).parametrizations[name][0], gate.side)
-                    if buffer is not None:
-                        buffer.copy_(gate.spread(part))
+            fill(block, mask_E)
 
     def remove(self) -> None:
         """Leave a plain model behind, the masks multiplied into its weights."""
-        for linear in dict.fromkeys(gate.linear for gate in self._flat):
-            for name in list(cast(Any, linear).parametrizations):
-                parametrize.remove_parametrizations(linear, name, leave_parametrized=True)
+        detach(self._flat)
 
 
-def _gates_of(branch: Branch, which: Literal["inner", "all", "rows"]) -> list[_Gate]:
-    """which: "inner": head channels, hidden units; "all": also inputs, outputs; "rows": whole heads, layer outputs."""
+def _gates_of(branch: Branch, which: Literal["inner", "all"]) -> list[Gate]:
     shape = branch.shape
     into, out_of = branch.into, branch.out_of
-    leave = _Gate(name="out", length=shape.dim, linear=out_of, side="rows", copies=1)
-    if which == "rows":
-        if shape.kind == "attn":
-            heads = _Gate(name="heads", length=shape.heads, linear=out_of, side="cols", copies=1, each=shape.width)
-            return [heads, leave]
-        return [_Gate(name="width", length=shape.width, linear=into, side="rows", copies=1), leave]
     if shape.kind == "attn":
-        width = _Gate(name="width", length=shape.width, linear=into, side="rows", copies=3 * shape.heads)
+        width = Gate(name="width", length=shape.width, linear=into, side="rows", copies=3 * shape.heads)
     else:  # behind the activation; for a hard mask no different from before it
-        width = _Gate(name="width", length=shape.width, linear=out_of, side="cols", copies=1)
+        width = Gate(name="width", length=shape.width, linear=out_of, side="cols")
     if which == "inner":
         return [width]
-    enter = _Gate(name="in", length=shape.dim, linear=into, side="cols", copies=1)
-    return [enter, width, leave]
+    enter = Gate(name="in", length=shape.dim, linear=into, side="cols")
+    return [enter, width, Gate(name="out", length=shape.dim, linear=out_of, side="rows")]
 
 
-def _ones(length: int, linear: nn.Linear, learnt: bool) -> Tensor:
-    return torch.ones(length, dtype=linear.weight.dtype, device=linear.weight.device, requires_grad=learnt)
+# masks on layers
 
 
-def _raw(linear: nn.Linear, name: str) -> Tensor | None:
-    """The raw parameter, masked or not."""
-    if parametrize.is_parametrized(linear, name):
-        return cast(Tensor, cast(Any, linear).parametrizations[name].original)
-    return cast(Tensor | None, getattr(linear, name))
+def attach(gates: list[Gate]) -> None:
+    """Put a mask of ones on every gate's layer."""
+    for gate in gates:
+        side = gate.linear.out_features if gate.side == "rows" else gate.linear.in_features
+        gate.linear.register_buffer(MASKS[gate.side], _bits(torch.ones(side, device=gate.linear.weight.device)))
+        gate.linear.forward = partial(_forward, gate.linear)  # type: ignore[method-assign]
+
+
+def fill(gates: list[Gate], mask_E: Tensor) -> None:
+    """Set the masks of one block's gates, one after another, (E,) in all."""
+    parts = torch.split(mask_E.detach(), [gate.length for gate in gates])
+    for gate, part in zip(gates, parts, strict=True):
+        gate.linear.get_buffer(MASKS[gate.side]).copy_(_bits(gate.spread(part)))
 
 
 @torch.no_grad()
-def _taylor(gate: _Gate) -> Tensor:
+def detach(gates: list[Gate]) -> None:
+    """Multiply the masks into the weights and take them off."""
+    for linear in dict.fromkeys(gate.linear for gate in gates):
+        weight, bias = masked(linear, mask_of(linear, "rows"), mask_of(linear, "cols"))
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+        del linear.forward
+        for name in MASKS.values():
+            if hasattr(linear, name):
+                delattr(linear, name)
+
+
+def mask_of(linear: nn.Linear, side: Side) -> Tensor | None:
+    """(R,) or (C,) mask of a layer in its weights' type, if that side has one."""
+    bits = getattr(linear, MASKS[side], None)
+    return None if bits is None else bits.view(torch.float32).to(linear.weight.dtype)
+
+
+def masked(linear: nn.Linear, rows: Tensor | None, cols: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight (R, C) and bias (R,) of a layer under these masks, (R,) and (C,)."""
+    weight, bias = linear.weight, cast(Tensor | None, linear.bias)
+    if rows is not None:
+        weight = weight * rows[:, None]
+        bias = None if bias is None else bias * rows
+    return (weight if cols is None else weight * cols), bias
+
+
+def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
+    """x: (..., C). A masked layer's forward."""
+    return F.linear(x, *masked(linear, mask_of(linear, "rows"), mask_of(linear, "cols")))
+
+
+def _bits(mask: Tensor) -> Tensor:
+    return mask.float().view(torch.int32)
+
+
+# scores
+
+
+@torch.no_grad()
+def _taylor(gate: Gate) -> Tensor:
     """(length,) mask x dL/dmask of one gate, from its layer's raw weight (R, C) and the gradient of it."""
-    weight, bias = _raw(gate.linear, "weight"), _raw(gate.linear, "bias")
-    assert weight is not None
+    weight, bias = gate.linear.weight, cast(Tensor | None, gate.linear.bias)
     if weight.grad is None or (bias is not None and bias.grad is None):
         raise ValueError(
             "a block's weights have no gradient: call step() after loss.backward() and before zero_grad(), "
@@ -316,9 +246,7 @@ def _taylor(gate: _Gate) -> Tensor:
 
 
 @torch.no_grad()
-def _relative_norm(gate: _Gate) -> Tensor:
+def _relative_norm(gate: Gate) -> Tensor:
     """(length,) norm of each element's raw weights, without bias, relative to the gate's mean square."""
-    weight = _raw(gate.linear, "weight")
-    assert weight is not None
-    squares = gate.gather(weight.float().square().sum(1 if gate.side == "rows" else 0))
+    squares = gate.gather(gate.linear.weight.float().square().sum(1 if gate.side == "rows" else 0))
     return (squares / squares.mean()).sqrt()

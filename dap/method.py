@@ -4,7 +4,7 @@ The methods are dap.pruner.Pruner (DAP and its controls uniform, taylor and magn
 """
 
 from collections.abc import Iterable
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -44,44 +44,11 @@ class MaskUpdate(TypedDict):
     """All blocks, in the order they act on the residual stream."""
 
 
-class Method(Protocol):
-    """One way to prune. A loop that follows this contract needs no rule of any method:
-
-        if method.calibration_steps:                    # one shot: decided on the network as it is, not trained
-            method.calibrate(first calibration_steps batches)
-        else:
-            for images, targets in loader:
-                loss = criterion(model(images), targets)
-                extra = method.loss(targets)
-                (loss if extra is None else loss + extra).backward()
-                method.step(targets)
-                optimizer.step(); optimizer.zero_grad()
-        small = method.finalize()                       # then fine-tuned if method.finetunes
-
-    Parameters that only the method has (probes, scores, auxiliary classifiers) are trained inside it.
-    """
-
-    @property
-    def calibration_steps(self) -> int:
-        """Batches that calibrate() needs; 0: the method prunes while the model trains. One that calibrates prunes in
-        one shot. It has no masks: harden() leaves the model whole, and the small model computes something else.
-        """
-
-    @property
-    def finetunes(self) -> bool:
-        """Whether the small model is trained on; a method without it spends all epochs before finalize()."""
-
-    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Decide from normalised (B, 3, H, W) images and their targets what goes; changes no weight."""
-
-    def loss(self, targets: Tensor) -> Tensor | None:
-        """What the method adds to the main loss of the last training forward, or None."""
-
-    def step(self, targets: Tensor) -> MaskUpdate | None:
-        """Learn from one training step, after backward; returns what an update of the masks did, or None."""
+class Decided(Protocol):
+    """What both kinds of methods end with."""
 
     def harden(self) -> MaskUpdate:
-        """Make all masks 0 or 1 at the final sparsity; the model keeps its dense shape."""
+        """Make masks, where there are some, 0 or 1 at the final sparsity; the model keeps its dense shape."""
 
     def blocks(self) -> list[BlockReport]:
         """The blocks as they stand."""
@@ -94,6 +61,45 @@ class Method(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from state_dict() of a method with the same config on the same kind of model."""
+
+
+class Method(Decided, Protocol):
+    """One way to prune while the model trains. A loop that follows this contract needs no rule of any method:
+
+        for images, targets in loader:
+            loss = criterion(model(images), targets)
+            extra = method.loss(targets)
+            (loss if extra is None else loss + extra).backward()
+            method.step(targets)
+            optimizer.step(); optimizer.zero_grad()
+        small = method.finalize()                       # then fine-tuned, except for WD-Prune
+
+    Parameters that only the method has (probes, scores, auxiliary classifiers) are trained inside it.
+    """
+
+    def loss(self, targets: Tensor) -> Tensor | None:
+        """What the method adds to the main loss of the last training forward, or None."""
+
+    def step(self, targets: Tensor) -> MaskUpdate | None:
+        """Learn from one training step, after backward; returns what an update of the masks did, or None."""
+
+
+@runtime_checkable
+class OneShot(Decided, Protocol):
+    """One way to prune in one shot, decided on the network as it is:
+
+        method.calibrate(first calibration_steps batches)
+        small = method.finalize()                       # then fine-tuned
+
+    It has no masks: harden() leaves the model whole, and the small model computes something else.
+    """
+
+    @property
+    def calibration_steps(self) -> int:
+        """Batches that calibrate() needs."""
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Decide from normalised (B, 3, H, W) images and their targets what goes; changes no weight."""
 
 
 def average_over_ranks(tensors: list[Tensor]) -> None:

@@ -11,9 +11,9 @@
 Key: B blocks (= 2 x layers), E elements of one block's gates.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from dap import allocate, importance
 from dap.compact import compact
 from dap.config import PruneConfig
 from dap.cost import LatencyTable, count_macs, count_params
-from dap.gates import Gates, branches_of, check_supported
+from dap.gates import Gates, branches_of, check_prunable
 from dap.indicator import Indicator
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 from dap.schedule import Schedule, rank_mask
@@ -38,17 +38,17 @@ Ints = NDArray[np.int64]
 class Pruner:
     """Prunes a timm ViT while it is being fine-tuned.
 
-    It masks the model's own weights and watches its residual stream through hooks. The Parameter objects stay, so the
-    optimizer may come before or after; but their order and names change ("...qkv.parametrizations.weight.original"), so
-    that a run that is resumed must build optimizer and pruner in the same order as the first time. Call
-    step() once per optimizer step, after backward and before gradients are clipped or cleared; with gradient
-    accumulation the targets are those of the last micro-batch. With several processes build it on every rank before the
-    model is wrapped in DistributedDataParallel: statistics are averaged over ranks, and all ranks decide the same.
-    Follows dap.method.Method.
-    """
+    It masks the model's own weights and watches its residual stream through hooks. Parameters stay the same objects of
+    the same names, so the optimizer may come before or after. Call step() once per optimizer step, after backward and
+    before gradients are clipped or cleared; with gradient accumulation the targets are those of the last micro-batch.
+    With several processes build it on every rank before the model is wrapped in DistributedDataParallel: statistics are
+    averaged over ranks, and all ranks decide the same.
 
-    calibration_steps: ClassVar[int] = 0
-    finetunes: ClassVar[bool] = True
+    Masks are integer buffers beside the weights: the model's state dict fits a model with a pruner of the same gates,
+    and a copy of the model computes what it computes. So does timm's ModelEmaV3 (ModelEmaV2 averages integers too and
+    is of no use here): update it once more after harden(), and load its state dict before finalize() for a small model
+    of its weights. Follows dap.method.Method.
+    """
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Pruner:
             raise ValueError('cost="latency" and a table of latencies belong together: give both or neither')
         if latency is not None and config.gates != "inner":
             raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths, no channels')
-        self.model: VisionTransformer = check_supported(model)
+        self.model: VisionTransformer = check_prunable(model)
         self.config = config
         self.schedule = Schedule(
             total_steps=steps_per_epoch * epochs,
@@ -148,9 +148,6 @@ class Pruner:
 
     # the loop's side
 
-    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Nothing: all statistics come from training."""
-
     def loss(self, targets: Tensor) -> None:
         """Nothing is added to the main loss."""
 
@@ -161,7 +158,7 @@ class Pruner:
         Returns what an update did, or None between updates. Raises ValueError if no training forward or no backward
         went before, if targets don't fit the images, or if the run is over.
         """
-        if self._hard or self._step >= self.schedule.total_steps:
+        if self._done or self._hard or self._step >= self.schedule.total_steps:
             raise ValueError(f"the pruning run of {self.schedule.total_steps} steps is over: call finalize()")
         scores = self._gates.scores() if self.config.score == "taylor" else self._gates.norms()
         # A step with overflowed gradients (mixed precision) is one that the optimizer skips as well.
@@ -181,8 +178,10 @@ class Pruner:
 
     def harden(self) -> MaskUpdate:
         """Make the masks 0 or 1 at the final sparsity, now. The model keeps its dense shape."""
+        if self._done:
+            raise ValueError("finalize() or remove() has been called already; use the model it returned")
         if not self._hard:
-            if self._scored_steps and not self._done:
+            if self._scored_steps:
                 self._learn_from_interval()
             self._hard = True
             self._tap.open = False
@@ -193,14 +192,19 @@ class Pruner:
 
         The model that was pruned stays usable, dense in shape, with the hard masks multiplied into its weights.
         """
-        if self._done:
-            raise ValueError("finalize() has been called already; use the model it returned")
         self.harden()
-        small = compact(self.model, self._branches, self._kept_indices())
-        self._gates.remove()
-        self._tap.remove()
-        self._done = True
-        return small
+        return compact(self.remove(), self._branches, self._kept_indices())
+
+    def remove(self) -> VisionTransformer:
+        """The model itself, plain again and computing what it computes now; the run is over.
+
+        The masks, soft or hard, are multiplied into its weights. Gates, probes and hooks are gone.
+        """
+        if not self._done:
+            self._done = True
+            self._gates.remove()
+            self._tap.remove()
+        return self.model
 
     def blocks(self) -> list[BlockReport]:
         """The blocks as they stand after the last update."""

@@ -25,6 +25,7 @@ class TokenTap:
         """every: copy the patches of every n-th image."""
         self.open = False
         self.every = every
+        self._model = model
         self._prefix = model.num_prefix_tokens
         self._batch = 0
         self._copies: list[tuple[Tensor, Tensor] | None] = [None] * (2 * len(model.blocks) + 1)
@@ -32,14 +33,16 @@ class TokenTap:
         block: Any
         for i, block in enumerate(model.blocks):
             for place, norm in ((2 * i, block.norm1), (2 * i + 1, block.norm2)):
-                self._hooks.append(norm.register_forward_pre_hook(self._before(place)))
-        self._hooks.append(block.register_forward_hook(lambda module, _, out: self._keep(-1, module, out)))
+                self._hooks.append(norm.register_forward_pre_hook(self._before(place, norm)))
+        last = block
+        self._hooks.append(last.register_forward_hook(lambda module, _, out: self._keep(-1, module is last, out)))
 
-    def _before(self, place: int) -> Any:
-        return lambda module, inputs: self._keep(place, module, inputs[0])
+    def _before(self, place: int, norm: nn.Module) -> Any:
+        return lambda module, inputs: self._keep(place, module is norm, inputs[0])
 
-    def _keep(self, place: int, module: nn.Module, x_BND: Tensor) -> None:
-        if self.open and module.training:
+    def _keep(self, place: int, own: bool, x_BND: Tensor) -> None:
+        """own: called for the tapped model itself; a copy of it has the same hooks."""
+        if self.open and own and self._model.training:
             self._batch, x_BND = len(x_BND), x_BND.detach()
             self._copies[place] = x_BND[:, 0].clone(), x_BND[:: self._stride, self._prefix :].clone()
 

@@ -90,7 +90,7 @@ def build(
     seed: int,
     allowed_width: Callable[[str, int], bool] | None,
     latency: "LatencyTable | None" = None,
-) -> "dap.Method":
+) -> "dap.Method | dap.OneShot":
     """The pruner of a method, on `model`. The rule for widths is kept by DAP and its controls only.
 
     latency: what the model's blocks cost, for config.cost = "latency"

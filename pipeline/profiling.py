@@ -34,7 +34,7 @@ from timm.models import VisionTransformer
 from dap import PruneConfig
 from dap.compact import compact
 from dap.cost import BlockLatency, LatencyTable
-from dap.gates import branches_of, check_supported
+from dap.gates import branches_of, check_prunable
 from pipeline import files
 from pipeline.data.view import View
 from pipeline.errors import EnvironmentLacks
@@ -141,7 +141,7 @@ def profile(
 
 def shape_of(model: VisionTransformer) -> Shape:
     """The shape that a dense model's profile belongs to. Raises ValueError if its blocks differ or are unsupported."""
-    attn, mlp = (branch.shape for branch in branches_of(check_supported(model))[:2])
+    attn, mlp = (branch.shape for branch in branches_of(check_prunable(model))[:2])
     return Shape(
         dim=attn.dim,
         heads=attn.heads,
@@ -303,7 +303,7 @@ def dense_of(model: str, depth: int | None = None) -> VisionTransformer:
     """The dense model of a name with random weights and so many layers; None: its own."""
     check_name(model)
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
-    return check_supported(timm.create_model(model, num_classes=CLASSES, **options)).eval()
+    return check_prunable(timm.create_model(model, num_classes=CLASSES, **options)).eval()
 
 
 def stack(model: str, layers: Layers) -> VisionTransformer:

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
-from dap import Method, count_macs, count_params, load_compact
+from dap import Method, OneShot, count_macs, count_params, load_compact
 from pipeline import files, models, profiling
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
@@ -76,9 +76,10 @@ def dense(context: Context) -> Written:
 def prune(context: Context) -> Written:
     """Fine-tune while the pruner allocates and masks, or decide in one shot; ends with a model of dense shape."""
     model, pruner = _pruned_model(context, runtime.accelerator().device)
-    if context.run.config.prune is None:
+    if isinstance(pruner, OneShot):
         pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
     else:
+        assert context.run.config.prune is not None, "a method that is no one-shot trains while it prunes"
         context.train("prune", model, context.run.config.prune, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
@@ -227,7 +228,7 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written],
     context.run.finish(name, inputs, written, results, time.monotonic() - started)
 
 
-def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Method]:
+def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Method | OneShot]:
     """The prepared model with a pruner on it; the pruner stays on the device that the model has now."""
     config = context.run.config
     model = load_compact(context.checkpoints / "prepared").to(device)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dap.baselines.narrow import narrow
 from dap.baselines.savit import COMPONENTS, Savit, SavitConfig, _Gates
 from dap.baselines.savit_search import Costs, evolve, protected, select
-from dap.compact import narrow
 from dap.cost import count_macs, count_params
 from dap.gates import branches_of
 

@@ -11,7 +11,8 @@ from timm.layers.mlp import SwiGLU
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import Tensor, nn
 
-from dap.gates import Gates, branches_of, check_supported
+from dap.baselines.row_gates import RowGates
+from dap.gates import Gates, branches_of, check_prunable
 from dap.tap import TokenTap
 
 
@@ -157,7 +158,7 @@ def test_tap_reads_distilled_models_at_the_class_token_and_behind_both_prefix_to
 )
 def test_stock_models_are_supported(name: str) -> None:
     with torch.device("meta"):
-        assert check_supported(timm.create_model(name, num_classes=7)) is not None
+        assert check_prunable(timm.create_model(name, num_classes=7)) is not None
 
 
 @pytest.mark.parametrize(
@@ -182,20 +183,20 @@ def test_stock_models_are_supported(name: str) -> None:
 )
 def test_other_vits_are_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        check_supported(tiny_vit(**changes))
+        check_prunable(tiny_vit(**changes))
 
 
 def test_gated_attention_and_other_families_are_refused_by_name() -> None:
     model: Any = tiny_vit()
     model.blocks[1].attn.gate = nn.Linear(24, 24)
     with pytest.raises(ValueError, match="block 1 has gated attention"):
-        check_supported(model)
+        check_prunable(model)
     with torch.device("meta"):
         swin = timm.create_model("swin_tiny_patch4_window7_224")
     with pytest.raises(ValueError, match="SwinTransformer is not supported"):
-        check_supported(swin)
+        check_prunable(swin)
     with pytest.raises(ValueError, match=r"model\.module"):
-        check_supported(nn.DataParallel(tiny_vit()))
+        check_prunable(nn.DataParallel(tiny_vit()))
 
 
 def test_relative_norms_compare_layers_of_any_scale() -> None:
@@ -213,7 +214,7 @@ def test_relative_norms_compare_layers_of_any_scale() -> None:
 
 def test_learnt_masks_have_slopes_even_where_they_are_0() -> None:
     model = tiny_vit()
-    gates = Gates(branches_of(model), "rows", learnt=True)
+    gates = RowGates(branches_of(model))
     assert [[(g.name, g.length) for g in block] for block in gates.gates[:2]] == [
         [("heads", 2), ("out", 24)],
         [("width", 96), ("out", 24)],

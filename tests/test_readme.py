@@ -1,4 +1,4 @@
-"""What README and docs/ say is so: code runs as it is printed, commands, options and files exist, links lead somewhere."""
+"""What README and docs/ say is so: code runs as printed, commands, options and files exist, links lead somewhere."""
 
 import re
 import subprocess

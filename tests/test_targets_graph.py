@@ -11,7 +11,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from dap.compact import compact, narrow
+from dap.baselines.narrow import narrow
+from dap.compact import compact
 from dap.gates import branches_of
 from targets.graph import COREML, EXECUTORCH, TFLITE, Channels, rewrite
 

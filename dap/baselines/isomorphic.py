@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dap.allocate import model_budget
-from dap.compact import architecture_of, build
+from dap.architecture import from_json
+from dap.compact import build
 from dap.config import check_number
 from dap.cost import block_params, count_params
-from dap.gates import branches_of, check_supported
+from dap.gates import check_prunable
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
+from dap.skeleton import architecture_of, check_storable
 
 BATCHES = 50  # for the Taylor scores, as in the paper's runs
 MOST = 0.95  # the highest share of a layer that may go
@@ -42,15 +44,12 @@ class IsomorphicConfig:
 
 
 class Isomorphic:
-    """Prunes a timm ViT in one shot with torch-pruning; see dap.method.Method."""
-
-    finetunes: ClassVar[bool] = True
+    """Prunes a timm ViT in one shot with torch-pruning; see dap.method.OneShot."""
 
     def __init__(self, model: nn.Module, config: IsomorphicConfig, *, steps_per_epoch: int) -> None:
         """Raises ValueError if torch-pruning is not installed."""
         _torch_pruning()
-        self.model: VisionTransformer = check_supported(model)
-        branches_of(self.model)  # refuses a model that has been pruned already
+        self.model: VisionTransformer = check_prunable(model)
         self.config = config
         self.calibration_steps = min(BATCHES, steps_per_epoch)
         self._small: VisionTransformer | None = None
@@ -114,13 +113,7 @@ class Isomorphic:
             attn.head_dim = attn.attn_dim // attn.num_heads
             attn.scale = attn.head_dim**-0.5
         model.embed_dim = model.pos_embed.shape[-1]
-        return check_supported(model)
-
-    def loss(self, targets: Tensor) -> None:
-        """Nothing is added to the main loss."""
-
-    def step(self, targets: Tensor) -> None:
-        """Nothing is learnt from training."""
+        return check_storable(model)
 
     def harden(self) -> MaskUpdate:
         """What has been cut. The model stays whole. Raises ValueError before calibrate()."""
@@ -157,14 +150,17 @@ class Isomorphic:
         """The config and, after calibrate(), the small model."""
         small = None
         if self._small is not None:
-            small = {"architecture": architecture_of(self._small), "weights": self._small.state_dict()}
+            small = {"architecture": architecture_of(self._small).to_json(), "weights": self._small.state_dict()}
         return {"config": asdict(self.config), "small": small}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from state_dict() of the same config on the same kind of model."""
         if state["config"] != asdict(self.config):
             raise ValueError(f"resume with the config of the saved run, {state['config']}, not {asdict(self.config)}")
-        self._small = None if state["small"] is None else build(**state["small"])
+        small = state["small"]
+        if small is not None:
+            small = build(from_json(small["architecture"], "the saved small model"), small["weights"])
+        self._small = small
 
 
 def _torch_pruning() -> Any:

@@ -12,7 +12,7 @@ Source: "SAViT: Structure-Aware Vision Transformer Pruning via Collaborative Opt
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from math import ceil
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dap.allocate import model_budget
+from dap.baselines.narrow import narrow
 from dap.baselines.savit_search import Costs, evolve, select
-from dap.compact import compact, narrow
+from dap.compact import compact
 from dap.config import check_number
-from dap.gates import Branch, branches_of, check_supported
+from dap.gates import Branch, branches_of, check_prunable
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 Ints = NDArray[np.int64]
@@ -55,12 +56,10 @@ class SavitConfig:
 
 
 class Savit:
-    """Prunes a timm ViT in one shot; see dap.method.Method. A tenth of an epoch decides."""
-
-    finetunes: ClassVar[bool] = True
+    """Prunes a timm ViT in one shot; see dap.method.OneShot. A tenth of an epoch decides."""
 
     def __init__(self, model: nn.Module, config: SavitConfig, *, steps_per_epoch: int) -> None:
-        self.model: VisionTransformer = check_supported(model)
+        self.model: VisionTransformer = check_prunable(model)
         self.config = config
         self.calibration_steps = max(1, ceil(steps_per_epoch / 10))
         self._branches = branches_of(self.model)
@@ -104,12 +103,6 @@ class Savit:
         for name, keep in zip(COMPONENTS, kept, strict=True):
             score_LU = torch.stack(scores[name]).cpu().numpy().astype(np.float64)
             self._kept[name] = [torch.from_numpy(index) for index in select(score_LU, keep, self.config.released)]
-
-    def loss(self, targets: Tensor) -> None:
-        """Nothing is added to the main loss."""
-
-    def step(self, targets: Tensor) -> None:
-        """Nothing is learnt from training."""
 
     def harden(self) -> MaskUpdate:
         """What will be cut. The model stays whole. Raises ValueError before calibrate()."""

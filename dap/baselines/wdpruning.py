@@ -10,10 +10,9 @@ made small they may become its head, and the blocks behind them go.
 Source: "Width & Depth Pruning for Vision Transformers", AAAI 2022.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from math import cos, pi
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,10 +22,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dap.allocate import model_budget
+from dap.baselines.row_gates import RowGates
 from dap.compact import compact
 from dap.config import check_number
 from dap.cost import count_params
-from dap.gates import Gates, branches_of, check_supported
+from dap.gates import branches_of, check_prunable
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 OPEN = 10.0  # first value of every threshold: sigmoid(10) keeps everything
@@ -65,11 +65,8 @@ class WDPrune:
     is filled; harden() moves them down by the same rule if too much is left.
     """
 
-    calibration_steps: ClassVar[int] = 0
-    finetunes: ClassVar[bool] = False
-
     def __init__(self, model: nn.Module, config: WDPruneConfig, *, steps_per_epoch: int, epochs: int) -> None:
-        self.model: VisionTransformer = check_supported(model)
+        self.model: VisionTransformer = check_prunable(model)
         if isinstance(model, VisionTransformerDistilled):
             raise ValueError("WD-Prune's auxiliary classifier stands for one head: use a model without distillation")
         if steps_per_epoch < 1 or epochs < 1:
@@ -77,7 +74,7 @@ class WDPrune:
         self.config = config
         self._total_steps = steps_per_epoch * epochs
         self._branches = branches_of(self.model)
-        self._gates = Gates(self._branches, "rows", learnt=True)
+        self._gates = RowGates(self._branches)
         self._flat = [gate for block in self._gates.gates for gate in block]
         self._choices = [_choices(gate.length) for gate in self._flat]
 
@@ -94,7 +91,9 @@ class WDPrune:
             norm = nn.LayerNorm(self.model.embed_dim, eps=cast(Any, self.model.norm).eps)
             self._classifier = nn.Sequential(norm, nn.Linear(self.model.embed_dim, self.model.num_classes)).to(device)
         self._tokens: Tensor | None = None  # (B, N, D) at the exit, of the last training forward
-        self._hook = self.model.blocks[exit_at - 1].register_forward_hook(self._keep_tokens)
+        self._watched = self.model.blocks[exit_at - 1]
+        # not the bound method: a copy of the model would copy this pruner along with it
+        self._hook = self._watched.register_forward_hook(lambda *args: self._keep_tokens(*args))
         self._thresholds = torch.full((len(self._flat),), OPEN, device=device, requires_grad=True)
         self._scores = [torch.zeros(gate.length, device=device, requires_grad=True) for gate in self._flat]
         self._penalties = torch.zeros(2, device=device)
@@ -109,10 +108,8 @@ class WDPrune:
             cast(Tensor, parameter).requires_grad_(False)
         self._step = 0
         self._hard = False
+        self._done = False
         self._kept = [gate.length for gate in self._flat]
-
-    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Nothing: all is learnt while the model trains."""
 
     def loss(self, targets: Tensor) -> Tensor:
         """Cross entropy of the auxiliary classifier, and the penalty on the parameters kept beyond the target.
@@ -133,7 +130,7 @@ class WDPrune:
         Returns a report now and then, else None. Raises ValueError if no loss() and backward went before, or if the
         run is over.
         """
-        if self._hard or self._step >= self._total_steps:
+        if self._done or self._hard or self._step >= self._total_steps:
             raise ValueError(f"the pruning run of {self._total_steps} steps is over: call finalize()")
         if self._thresholds.grad is None:
             raise ValueError("the thresholds have no gradient: add loss(targets) to the main loss before backward")
@@ -168,6 +165,8 @@ class WDPrune:
 
     def harden(self) -> MaskUpdate:
         """Fit the widths to the budget; with an early exit, silence the blocks behind it and put its classifier in."""
+        if self._done:
+            raise ValueError("finalize() or remove() has been called already: masks are gone")
         if not self._hard:
             self._hard = True
             self._kept = self._fitting()
@@ -184,16 +183,21 @@ class WDPrune:
         """
         self.harden()
         parts = iter(mask.nonzero()[:, 0].cpu() for mask in self._masks())
-        small = compact(
-            self.model, self._branches, [{gate.name: next(parts) for gate in block} for block in self._gates.gates]
-        )
+        kept = [{gate.name: next(parts) for gate in block} for block in self._gates.gates]
+        small = compact(self.remove(), self._branches, kept)
         small.blocks = small.blocks[: self._exit]
         small.feature_info = small.feature_info[: self._exit]
-        self._gates.remove()
-        self._hook.remove()
-        for parameter in self._untrained:
-            cast(Tensor, parameter).requires_grad_(True)
         return small
+
+    def remove(self) -> VisionTransformer:
+        """The model itself, plain again and computing what it computes now; masks and hooks are gone."""
+        if not self._done:
+            self._done = True
+            self._gates.remove()
+            self._hook.remove()
+            for parameter in self._untrained:
+                cast(Tensor, parameter).requires_grad_(True)
+        return self.model
 
     def blocks(self) -> list[BlockReport]:
         """The blocks as they stand."""
@@ -216,7 +220,7 @@ class WDPrune:
         return reports
 
     def _keep_tokens(self, module: nn.Module, args: Any, tokens: Tensor) -> None:
-        if module.training:
+        if module is self._watched and module.training:  # a copy of the model calls this hook, too
             self._tokens = tokens
 
     def _cost(self, kept: Any) -> Any:
