@@ -6,11 +6,12 @@ Limits at the top hold for all formats; a table per format names the precisions 
 import dataclasses
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from targets import strict
 
 SHARES = ("top1_min", "top1_share_min", "top1_agreement_min")
 
@@ -64,10 +65,10 @@ class FormatBudget:
     limits: Budget
 
 
-def check_limit(name: str, value: Any) -> None:
+def check_limit(name: str, value: float) -> None:
     """Raises ValueError if no artifact could ever meet the limit, or every one would."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
     if name in SHARES and not 0 <= value <= 1:
         raise ValueError(f"{name} is a share between 0 and 1, not {value}")
     if name.startswith(("latency", "size", "memory")) and value <= 0:
@@ -82,16 +83,16 @@ def load_budget(path: Path, offered: Mapping[str, tuple[str, ...]]) -> dict[str,
     offered: the target's formats, each with the precisions that it can be made in, smallest file first
     Raises ValueError naming file, line and what is valid there.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise ValueError(f"the budget {path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the budget {path} is not TOML: {error}") from error
 
     def wrong(table: str, key: str, problem: str) -> ValueError:
-        return ValueError(f"the budget {path}, line {_line(text, table, key)}: {problem}")
+        line = _line(path.read_text(encoding="utf-8"), table, key)
+        return ValueError(f"the budget {path}, line {line}: {problem}")
+
+    try:
+        content = strict.read_toml(path, dict[str, Any])
+    except strict.Fault as fault:  # something that JSON has not: nan, a date
+        *table, key = map(str, fault.keys[:2])
+        raise wrong("".join(table), key, f"{key} {fault.problem}") from fault
 
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     common = {key: value for key, value in content.items() if key not in tables}
@@ -104,12 +105,14 @@ def load_budget(path: Path, offered: Mapping[str, tuple[str, ...]]) -> dict[str,
                     if precision not in offered[table]:
                         known = ", ".join(offered[table])
                         raise wrong(table, key, f"{precision!r} is no precision of {table} here; valid: {known}")
+                if not isinstance(value, list):
+                    raise wrong(table, key, f"precisions must be a list, not {value!r}")
                 continue
             if key not in LIMITS:
                 valid = ", ".join((*LIMITS, "precisions") if table else LIMITS)
                 raise wrong(table, key, f"unknown key {key!r}; valid keys: {valid}")
             try:
-                check_limit(key, value)
+                check_limit(key, strict.parse(float, value, key))
             except ValueError as error:
                 raise wrong(table, key, str(error)) from error
     if not tables:

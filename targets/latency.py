@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -26,6 +26,8 @@ PATIENCE = 3.0
 EARLY_SAMPLES = 64
 # When one inference in ten takes this many times the median or longer, the machine did something else meanwhile.
 SPREAD_MAX = 5.0
+LONGEST_S = 86400
+"""no measurement takes longer than a day"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,17 @@ class LatencyResult:
     def __post_init__(self) -> None:
         if self.valid != (self.why_invalid is None):
             raise ValueError("why_invalid must give the reason exactly when the measurement is not valid")
+        if self.samples != len(self.samples_ms) or not self.samples_ms:
+            raise ValueError(
+                f"samples is {self.samples}, with {len(self.samples_ms)} samples_ms; one at least is needed"
+            )
+        if not 0 <= self.seconds <= LONGEST_S:
+            raise ValueError(f"seconds must be from 0 to {LONGEST_S}, not {self.seconds}")
+        figures = (self.p5_ms, self.p50_ms, self.p90_ms, self.p90_bound_ms)
+        if not all(math.isfinite(value) for value in (*figures, self.mean_ms)) or list(figures) != sorted(figures):
+            raise ValueError("p5, p50, p90 and its bound must be numbers that rise in this order")
+        if self.valid and self.p5_ms <= 0:
+            raise ValueError(f"a valid latency is above 0, not {self.p5_ms} ms")
 
     def to_json(self) -> dict[str, Any]:
         """The summary as reports hold it (milliseconds), without the single samples."""
@@ -118,15 +131,30 @@ def summarise(samples_ns: list[int], seconds: float, min_samples: int) -> Latenc
 
     Not valid: fewer than min_samples and than EARLY_SAMPLES; a sample of no or negative duration (the clock is too
     coarse or went backwards); or p90 > SPREAD_MAX x p50 (the machine was busy with something else).
+    Raises ValueError without samples, or for one that is not a number.
     """
-    samples_ms = np.array(samples_ns, dtype=np.float64) / 1e6
+    return _summary(np.array(samples_ns, dtype=np.float64) / 1e6, seconds, min_samples)
+
+
+def restated(told: LatencyResult, min_samples: int) -> LatencyResult:
+    """What another machine tells of a latency, computed anew from its samples. A reason not to believe it stays."""
+    found = _summary(np.array(told.samples_ms, dtype=np.float64), told.seconds, min_samples)
+    return found if told.why_invalid is None else invalid(found, told.why_invalid)
+
+
+def _summary(samples_ms: np.ndarray, seconds: float, min_samples: int) -> LatencyResult:
+    if not len(samples_ms) or not np.isfinite(samples_ms).all():
+        raise ValueError("a latency needs at least one sample, and all of them must be numbers")
+    if np.abs(samples_ms).max() > 1000 * LONGEST_S:
+        raise ValueError(f"no inference takes {np.abs(samples_ms).max():g} ms")
     p5, p50, p90 = (float(value) for value in np.percentile(samples_ms, [5, 50, 90]))
+    count, shortest_ns = len(samples_ms), round(1e6 * float(samples_ms.min()))
     why_invalid = None
-    if min(samples_ns) <= 0:
-        why_invalid = f"the clock showed {min(samples_ns)} ns for an inference"
-    elif len(samples_ns) < min(min_samples, EARLY_SAMPLES):
+    if shortest_ns <= 0:
+        why_invalid = f"the clock showed {shortest_ns} ns for an inference"
+    elif count < min(min_samples, EARLY_SAMPLES):
         needed = f"{min_samples} needed" + (f", {EARLY_SAMPLES} at least" if min_samples > EARLY_SAMPLES else "")
-        why_invalid = f"{len(samples_ns)} samples in {seconds:.1f} s, {needed}"
+        why_invalid = f"{count} samples in {seconds:.1f} s, {needed}"
     elif p90 > SPREAD_MAX * p50:
         why_invalid = f"p90 is {p90 / p50:.1f} times the median, at most {SPREAD_MAX:g} allowed: the machine was busy"
     return LatencyResult(
@@ -134,8 +162,8 @@ def summarise(samples_ns: list[int], seconds: float, min_samples: int) -> Latenc
         p50_ms=p50,
         p90_ms=p90,
         mean_ms=float(samples_ms.mean()),
-        p90_bound_ms=p90 if len(samples_ns) >= min_samples else _p90_bound(samples_ms),
-        samples=len(samples_ns),
+        p90_bound_ms=p90 if count >= min_samples else max(p90, _p90_bound(samples_ms)),
+        samples=count,
         seconds=seconds,
         valid=why_invalid is None,
         why_invalid=why_invalid,
@@ -159,13 +187,21 @@ def invalid(result: LatencyResult, why: str) -> LatencyResult:
     return replace(result, valid=False, why_invalid=why)
 
 
-def conditions() -> dict[str, Any]:
-    """What may slow this machine down, where the system tells.
+class Conditions(TypedDict, total=False):
+    """What may slow a machine down; None: the system does not tell."""
 
-    governor; temperature_c: of the hottest sensor; throttled: a Raspberry Pi firmware's flags, "0x0" if all is well
-    (bit 0: under-voltage, 1: frequency capped, 2: throttled, 3: soft temperature limit; from bit 16: since boot);
-    battery: percent and state
-    """
+    governor: str | None
+    temperature_c: float | None
+    """of the hottest sensor"""
+    throttled: str | None
+    """a Raspberry Pi firmware's flags, "0x0" if all is well (bit 0: under-voltage, 1: frequency capped, 2: throttled,
+    3: soft temperature limit; from bit 16: since boot)"""
+    battery: str | None
+    """percent and state"""
+
+
+def conditions() -> Conditions:
+    """What may slow this machine down, where the system tells."""
     system = Path("/sys")
     governors = {_line(path) for path in system.glob("devices/system/cpu/cpu*/cpufreq/scaling_governor")} - {None}
     temperatures = [_line(path) for path in system.glob("class/thermal/thermal_zone*/temp")]

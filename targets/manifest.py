@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from targets import strict
 from targets.artifact import sha256_of
 
 VERSION = 2
@@ -29,6 +30,10 @@ class InputSpec:
     """smallest and largest pixel value; mean and std are in the artifact"""
     resize: dict[str, Any]
     """how to bring a picture to that size; plain JSON types"""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.range[0] >= self.range[1]:
+            raise ValueError("height and width must be at least 1, and the second number of range the larger one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class ArtifactFile:
         _check_file(self.file, self.sha256)
         if self.role not in ROLES:
             raise ValueError(f"{self.file}: role is {self.role!r}, not one of {', '.join(ROLES)}")
+        if self.size_bytes < 0:
+            raise ValueError(f"size_bytes must be 0 or more, not {self.size_bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,21 +138,7 @@ def read(path: Path) -> Manifest:
     Raises ValueError saying what is wrong and what to do.
     """
     again = "export again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error}); {again}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {again}") from error
-    found = content.pop("manifest_version", None) if isinstance(content, dict) else None
-    if type(found) is not int or found != VERSION:
-        raise ValueError(
-            f"{path}: manifest_version is {found!r}, this program reads {VERSION}; {again} with this version"
-        )
-    try:
-        manifest = _parse(content)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}; {again}") from error
+    manifest: Manifest = strict.read_json(path, Manifest, version=("manifest_version", VERSION), fix=again)
     for name, sha256 in manifest.checksums():
         file = path.parent / name
         if not file.exists():
@@ -155,49 +148,13 @@ def read(path: Path) -> Manifest:
     return manifest
 
 
-def _parse(content: dict[str, Any]) -> Manifest:
-    top = _fields(Manifest, content, "the manifest")
-    spec = _fields(InputSpec, top["input"], "input")
-    golden = [_fields(Golden, entry, "golden") for entry in top.get("golden", [])]
-    return Manifest(
-        **{
-            **top,
-            "labels": tuple(top["labels"]),
-            "input": InputSpec(**{**spec, "range": tuple(spec["range"])}),
-            "files": tuple(ArtifactFile(**_fields(ArtifactFile, entry, "files")) for entry in top["files"]),
-            "golden": tuple(
-                Golden(
-                    **{
-                        **entry,
-                        "model": tuple(entry["model"]),
-                        "artifacts": {name: tuple(row) for name, row in entry["artifacts"].items()},
-                    }
-                )
-                for entry in golden
-            ),
-        }
-    )
-
-
-def _fields(kind: Any, content: Any, where: str) -> dict[str, Any]:
-    """The object, once its keys are those of the dataclass."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must be an object, not {type(content).__name__}")
-    known = dataclasses.fields(kind)
-    missing = [field.name for field in known if field.default is dataclasses.MISSING and field.name not in content]
-    unknown = sorted(content.keys() - {field.name for field in known})
-    if missing or unknown:
-        problems = [
-            f"{what} {', '.join(keys)}" for what, keys in (("lacks", missing), ("has unknown", unknown)) if keys
-        ]
-        raise ValueError(f"{where} {' and '.join(problems)}")
-    return content
-
-
 def _check_file(file: str, sha256: str) -> None:
-    """A manifest may come from elsewhere: it must not name files outside its own folder."""
+    """A manifest may come from elsewhere: it must not name files outside its own folder, nor itself."""
     path = PurePosixPath(file)
-    if not file or path.is_absolute() or ".." in path.parts or "\\" in file:
+    plain = file.isprintable() and "\\" not in file and str(path) == file  # no "", a//b, ./a or a/
+    if not plain or path.is_absolute() or not path.parts or ".." in path.parts:
         raise ValueError(f"{file!r} does not lie beside the manifest")
+    if path.parts[0].casefold() == FILE_NAME:
+        raise ValueError(f"{file!r} is the manifest itself")
     if not SHA256.fullmatch(sha256):
         raise ValueError(f"{file}: {sha256!r} is not a SHA-256")

@@ -9,7 +9,6 @@ their own. pipeline/profiling.py measures them, and some whole models to see how
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+
+from targets import strict
+from targets.devices.job import Description
 
 VERSION = 1
 FOLDER = Path(__file__).parent / "profiles"
@@ -45,8 +47,8 @@ class Shape:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
 
     def dense_width(self, kind: Kind) -> int:
         """Head width or hidden units of the dense block."""
@@ -70,12 +72,10 @@ class Curve:
         count = len(self.widths)
         if not count or any(len(values) != count for values in (self.ms, self.raw_ms, self.spread_ms)):
             raise ValueError("a curve needs at least one width, and ms, raw_ms and spread_ms for each")
-        if any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in self.widths):
+        if self.widths[0] < 1:
             raise ValueError(f"widths must be whole numbers of at least 1, not {list(self.widths)}")
         if any(b <= a for a, b in zip(self.widths, self.widths[1:], strict=False)):
             raise ValueError(f"widths must rise, unlike {list(self.widths)}")
-        for value in (*self.ms, *self.raw_ms, *self.spread_ms):
-            _check_number(value)
         if self.ms[0] <= 0 or any(b < a for a, b in zip(self.ms, self.ms[1:], strict=False)):
             raise ValueError(f"ms must be above 0 and never fall, unlike {list(self.ms)}")
 
@@ -118,8 +118,8 @@ class Profile:
 
     target: str
     """a key of TARGETS"""
-    device: dict[str, Any]
-    """what measured, as DeviceResult.device has it"""
+    device: Description
+    """what measured"""
     format: str
     precision: str
     threads: int
@@ -139,8 +139,6 @@ class Profile:
     """base and curves were scaled so that these come out as well as they can"""
 
     def __post_init__(self) -> None:
-        for value in (self.base_ms, self.base_spread_ms, *(whole.ms for whole in self.whole)):
-            _check_number(value)
         if self.base_ms <= 0:
             raise ValueError(f"base_ms must be above 0, not {self.base_ms}")
         if set(self.curves) != set(KINDS):
@@ -186,9 +184,11 @@ class Profile:
         return self.base_ms + self.curves["attn_last"].ms[0]
 
 
-def _check_number(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"milliseconds must be finite numbers, not {value!r}")
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """All profiles of a target, beside the version."""
+
+    profiles: tuple[Profile, ...]
 
 
 def path_of(target: str) -> Path:
@@ -198,21 +198,10 @@ def path_of(target: str) -> Path:
 
 def read(path: Path) -> list[Profile]:
     """The profiles in a file; none if there is no file. Raises ValueError, with what to do, if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except ValueError as error:
-        raise _wrong(path, f"is damaged ({error})") from error
-    version = content.get("version") if isinstance(content, dict) else None
-    if version != VERSION:
-        raise _wrong(path, f"is of version {version!r}, this program's is {VERSION}")
-    if set(content) != {"version", "profiles"} or not isinstance(content["profiles"], list):
-        raise _wrong(path, 'must hold "version" and a list "profiles", nothing else')
-    try:
-        return [_of_json(entry) for entry in content["profiles"]]
-    except ValueError as error:
-        raise _wrong(path, f"is damaged: {error}") from error
+    fix = "delete it and measure anew with `make profile`"
+    return list(strict.read_json(path, _File, version=("version", VERSION), fix=fix).profiles)
 
 
 def write(profiles: Sequence[Profile], path: Path) -> Path:
@@ -232,45 +221,3 @@ def add(profile: Profile, path: Path) -> Path:
     """Put a profile into a file, in the place of an older one of the same shape, format and precision."""
     others = [other for other in read(path) if other.key != profile.key]
     return write([*others, profile], path)
-
-
-def _wrong(path: Path, what: str) -> ValueError:
-    return ValueError(f"the profile {path} {what}. Delete it and measure anew with `make profile`")
-
-
-def _of_json(entry: Any) -> Profile:
-    """Raises ValueError for a key that is unknown or missing."""
-    fields = _known(Profile, entry)
-    for name in ("curves", "device"):
-        if not isinstance(fields[name], dict):
-            raise ValueError(f"{name} must be an object, not {fields[name]!r}")
-    curves = {}
-    for kind, curve in fields["curves"].items():
-        values = _known(Curve, curve)
-        if not all(isinstance(value, list) for value in values.values()):
-            raise ValueError(f"the curve of {kind} must consist of lists")
-        curves[kind] = Curve(**{name: tuple(value) for name, value in values.items()})
-    whole = []
-    for values in fields["whole"] if isinstance(fields["whole"], list) else [fields["whole"]]:
-        whole.append(Whole(layers=_layers(_known(Whole, values)["layers"]), ms=values["ms"]))
-    shape = Shape(**_known(Shape, fields["shape"]))
-    return Profile(**{**fields, "shape": shape, "curves": curves, "whole": tuple(whole)})
-
-
-def _layers(values: Any) -> tuple[tuple[int, int], ...]:
-    try:
-        return tuple((int(head_width), int(hidden)) for head_width, hidden in values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"layers must be pairs of widths, not {values!r}") from error
-
-
-def _known(kind: Any, values: Any) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(kind)]
-    if not isinstance(values, dict):
-        raise ValueError(f"a {kind.__name__.lower()} must be an object, not {values!r}")
-    for problem, keys in (("unknown", values.keys() - set(names)), ("missing", set(names) - values.keys())):
-        if keys:
-            raise ValueError(
-                f"{problem} key {sorted(keys)[0]!r} in a {kind.__name__.lower()}; it has {', '.join(names)}"
-            )
-    return values

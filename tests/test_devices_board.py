@@ -211,7 +211,8 @@ def test_an_artifact_that_loads_and_does_not_run_is_refused(done_oddly):
 )
 def test_what_an_artifact_is_compared_with_does_not_decide_about_it(done_oddly, job, lines):
     (job[1] / "other.tflite").symlink_to((job[1] / "model-fp32.tflite").resolve())
-    result, _ = done_oddly(lines, files=("model-fp32.tflite", "other.tflite"))
+    sha256 = {**job[0].sha256, "other.tflite": job[0].sha256["model-fp32.tflite"]}
+    result, _ = done_oddly(lines, files=("model-fp32.tflite", "other.tflite"), sha256=sha256)
     assert (result.refused, result.top1) == (None, 1)
     assert list(result.latency) == ["model-fp32.tflite"]
     assert result.unmeasured["other.tflite"].endswith("node number 3 failed to invoke")

@@ -178,7 +178,7 @@ def test_nothing_else_is_served(served, job, folder, path):
 
 
 def test_one_page_is_given_the_jobs_and_others_are_sent_away(served, job, folder, monkeypatch):
-    api, device = f"/{served.token}/api", dict.fromkeys(browser_server.DESCRIPTION, "a phone")
+    api, device = f"/{served.token}/api", {**dict.fromkeys(browser_server.DESCRIPTION, "a phone"), "cores": 8}
     assert ask(served, "POST", f"{api}/next", {})[0] == 409, "it has not said what it is"
     assert ask(served, "POST", f"{api}/hello", {"device": {"device": "a phone"}})[0] == 400
     assert ask(served, "POST", f"{api}/hello", {"device": {**device, "os": "x" * 300}})[0] == 400
@@ -237,7 +237,7 @@ def fake(tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch):
                 headers = {{"X-Page": "fake"}}
                 request = urllib.request.Request(f"{{base}}api/{{name}}", json.dumps(content).encode(), headers)
                 return json.load(urllib.request.urlopen(request))
-            say("hello", {{"device": dict.fromkeys({browser_server.DESCRIPTION!r}, "fake")}})
+            say("hello", {{"device": {{**dict.fromkeys({browser_server.DESCRIPTION!r}, "fake"), "cores": 2}}}})
             while not (job := say("next", {{}})["job"]):
                 time.sleep(0.02)
             """)
@@ -272,18 +272,20 @@ def gone(pid: Path) -> bool:
         ("while True: time.sleep(0.1); say('progress', {'job': job, 'what': 'x', 'done': 1, 'total': 2})",
          "gets no further for 3 s"),
         ("for _ in range(3): say('next', {})\ntime.sleep(60)", "loaded 3 times and never finished"),
-        ("say('result', {'job': job}); time.sleep(60)", "of version None"),
+        ("say('result', {'job': job}); time.sleep(60)", "version is None"),
         ("say('result', {'version': 1, 'job': job}); time.sleep(60)", "not whole"),
         ("""
-         keys = ("device before after latency", "golden logits", "file sha256 threads runtime runtime_version")
+         keys = ("before after latency", "golden logits", "file sha256 runtime runtime_version")
          result = {key: kind for keys, kind in zip(keys, ({}, [], "other")) for key in keys.split()}
+         device = {"device": "a", "os": "b", "cpu": None, "cores": 1, "arch": None, "emulated": None}
+         result = {**result, "threads": 1, "device": device}
          say("result", {**result, "version": 1, "job": job})
          """, "belongs to another artifact than a.tflite"),
         ("""
          figures = "p5_ms p50_ms p90_ms mean_ms p90_bound_ms samples seconds"
          time = {**dict.fromkeys(figures.split(), 1), "samples_ms": [1], "valid": True, "why_invalid": "it is not"}
          say("result", {"version": 1, "job": job, "golden": [], "logits": [], "latency": {"a.tflite": time}})
-         """, "not whole .why_invalid must give the reason"),
+         """, r"not whole \(.*latency.'a.tflite': why_invalid must give the reason"),
     ],
 )  # fmt: skip
 def test_what_a_browser_does_wrong_is_told(fake, job, folder, monkeypatch, lines, message):

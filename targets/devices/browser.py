@@ -11,10 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from targets.devices.browser_server import Server
-from targets.devices.job import RESULT, DeviceError, DeviceResult, Job, Progress, read_result, write_job
+from targets.devices.job import Description, DeviceError, DeviceResult, Job, Progress, result_of, write_job
 from targets.devices.measure import describe
 from targets.latency import conditions, invalid
 
@@ -37,7 +36,7 @@ Say = Callable[[str], None]
 class Browser:
     """A browser that has been found, or has opened the page."""
 
-    def __init__(self, name: str, description: dict[str, Any], program: str | None, server: Server | None) -> None:
+    def __init__(self, name: str, description: Description, program: str | None, server: Server | None) -> None:
         """program: of the Chromium on this machine;  server: that a browser elsewhere is connected to; one of them"""
         self.name = name
         self.description = description
@@ -55,7 +54,7 @@ class Browser:
         device = device or DEVICES[0]
         if device not in DEVICES:
             raise ValueError(f"DEVICE={device} is no browser: DEVICE is {' or '.join(DEVICES)}")
-        program = None
+        program = version = None
         if device == "chromium":
             program = _find_chromium()
             version = program and _version(program)
@@ -66,7 +65,7 @@ class Browser:
         if problem:
             say(problem)
             return None
-        if program:
+        if program and version:
             return Browser("Chromium", {**describe(), "device": version}, program, None)
         server = Server(WEB / "dist", "0.0.0.0")
         try:
@@ -80,13 +79,13 @@ class Browser:
         """Do the job whose files are in `folder`. Raises DeviceError."""
         write_job(job, folder)
         if self._server:
-            return _read(self._server.answer_to(job, folder, progress, lambda: None), job)
+            return result_of(self._server.answer_to(job, folder, progress, lambda: None), job)
         assert self._program is not None, "a browser is here or elsewhere"
         server = Server(WEB / "dist", "127.0.0.1")
         try:
             before = conditions()
             with _chromium(self._program, server.url("127.0.0.1")) as check:
-                result = _read(server.answer_to(job, folder, progress, check), job)
+                result = result_of(server.answer_to(job, folder, progress, check), job)
         finally:
             server.close()
         # The browser knows less of this machine than this program.
@@ -132,7 +131,7 @@ def build(say: Say) -> str | None:
         os.close(handle)
 
 
-def _wait_for_phone(server: Server, say: Say) -> dict[str, Any]:
+def _wait_for_phone(server: Server, say: Say) -> Description:
     url = server.url(_lan_address())
     say("Open this page on the phone, in the same network, and leave it in front:")
     for line in _qr_code(url):
@@ -243,10 +242,3 @@ def _flags() -> list[str]:
         "--disable-sync",
     ]
     return [*flags, "--no-sandbox"] if os.geteuid() == 0 else flags  # root cannot have the sandbox
-
-
-def _read(answer: bytes, job: Job) -> DeviceResult:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / RESULT
-        path.write_bytes(answer)
-        return read_result(path, job)

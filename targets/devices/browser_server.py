@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from targets.devices.job import JOB, DeviceError, Job, Progress
+from targets import strict
+from targets.devices.job import JOB, Description, DeviceError, Job, Progress
 
 SILENT_S = 60.0
 """a page that has not been heard of for that long is given up; it says something every 5 s"""
@@ -26,9 +28,8 @@ TAKEOVER_S = 10.0
 """after so long a silence another page of the same device takes the first one's place"""
 ATTEMPTS = 3
 """a page that is loaded again begins its job again; a browser that always runs out of memory must not do so for ever"""
-MAX_BYTES = 64_000_000
+MAX_BYTES = strict.MAX_BYTES
 """of a result: 256 images of 1,000 classes and 60 s of latencies are about 8 MB"""
-MAX_TEXT = 2000
 
 MIME = {
     ".html": "text/html; charset=utf-8",
@@ -49,7 +50,29 @@ HEADERS = {
 }
 RUNNER = ("runner.html", "assets", "litert")
 """what of the built pages belongs to the runner; a model that was put beside them does not"""
-DESCRIPTION = ("device", "os", "cpu", "cores", "arch", "emulated")
+DESCRIPTION = tuple(Description.__annotations__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """How far the page is."""
+
+    job: str
+    what: str
+    done: float
+    total: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.done <= self.total or len(self.what) > 40:
+            raise ValueError("progress is what, done and total, in few words")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failed:
+    """Why the page cannot do its job."""
+
+    job: str
+    error: str
 
 
 class Refusal(Exception):
@@ -69,7 +92,7 @@ class Server:
         built = {path.relative_to(pages).as_posix(): path for path in pages.rglob("*") if path.is_file()}
         self.pages = {name: path for name, path in built.items() if name.split("/")[0] in RUNNER}
         self.token = secrets.token_urlsafe(12)
-        self.description: dict[str, Any] | None = None
+        self.description: Description | None = None
         """of the page's device, once it has asked"""
         self._changed = threading.Condition()
         self._closed = False
@@ -95,7 +118,7 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
 
-    def wait_for_page(self, seconds: float) -> dict[str, Any] | None:
+    def wait_for_page(self, seconds: float) -> Description | None:
         """The description of the first page's device; None if there is none in that time."""
         with self._changed:
             self._changed.wait_for(lambda: self.description is not None, seconds)
@@ -165,9 +188,10 @@ class Server:
         return answer
 
     def _hello(self, page: str, device: Any) -> None:
-        if not isinstance(device, dict) or not set(DESCRIPTION) <= device.keys() or not device["device"]:
+        told = {key: device[key] for key in DESCRIPTION if key in device} if isinstance(device, dict) else device
+        description: Description = _parsed(Description, told)
+        if not description["device"]:
             raise Refusal(HTTPStatus.BAD_REQUEST, "the page does not say what device it is on")
-        description = {key: device[key] for key in DESCRIPTION}
         if any(len(str(value)) > 200 for value in description.values()):
             raise Refusal(HTTPStatus.BAD_REQUEST, "the device's description is too long")
         if self._page not in (None, page):
@@ -191,12 +215,10 @@ class Server:
         if name == "result":
             self._answer = body
         elif name == "error":
-            self._error = str(content.get("error"))[:MAX_TEXT]
+            self._error = _parsed(_Failed, content).error
         else:
-            try:
-                moved = (str(content["what"])[:40], int(content["done"]), int(content["total"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise Refusal(HTTPStatus.BAD_REQUEST, "progress is what, done and total") from error
+            step: _Step = _parsed(_Step, content)
+            moved = (step.what, int(step.done), int(step.total))
             if moved != self._progress:
                 self._progress, self._moved_at = moved, time.monotonic()
 
@@ -276,9 +298,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body)
+        return strict.parse_json(body, dict[str, Any], "the body", source="device")
     except ValueError as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from error
-    if not isinstance(content, dict):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "the body is no object")
-    return content
+        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
+
+
+def _parsed(kind: Any, values: Any) -> Any:
+    try:
+        return strict.parse(kind, values, "the body", source="device")
+    except ValueError as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error

@@ -1,6 +1,6 @@
 """The system's own ssh and scp: one connection to one machine, and what is wrong with it in plain words."""
 
-import json
+import contextlib
 import re
 import selectors
 import shutil
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from targets import strict
 from targets.devices.job import DeviceError
 
 CONNECT_S = 10
@@ -20,6 +21,8 @@ ALIVE_S, ALIVE_COUNT = 5, 3
 """a machine that leaves that many questions in a row unanswered, one every ALIVE_S, is gone"""
 ANSWER_S = 60.0
 """for a short command"""
+MAX_LINE = 1_000_000
+"""bytes"""
 PERSIST = "10m"
 """how long the connection outlives a process that could not close it"""
 
@@ -110,12 +113,8 @@ class Connection:
             )
             try:
                 for line in self._texts(process, silence_s):
-                    try:
-                        content = json.loads(line)
-                    except ValueError:  # something that a library or the shell's start-up prints
-                        continue
-                    if isinstance(content, dict):
-                        yield content
+                    with contextlib.suppress(ValueError):  # something that a library or the shell's start-up prints
+                        yield strict.parse_json(line, dict[str, Any], "a line", source="device")
                 code = process.wait()
             finally:
                 process.kill()
@@ -137,6 +136,10 @@ class Connection:
                     return
                 *whole, rest = (rest + chunk).split(b"\n")
                 yield from whole
+                if len(rest) > MAX_LINE:
+                    raise DeviceError(
+                        f"{self.name} prints a line without an end: {rest[:100].decode(errors='replace')}"
+                    )
         raise DeviceError(f"{self.name} has shown no sign of life for {silence_s:g} s; repeat the command")
 
     def push(self, paths: Sequence[Path], folder: str, limit_s: float) -> None:

@@ -10,28 +10,39 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 
+from targets import strict
 from targets.artifact import sha256_of
-from targets.latency import LatencyResult
+from targets.latency import Conditions, LatencyResult, restated
 from targets.latency import Protocol as TimingProtocol
 
 JOB, RESULT, GOLDEN, IMAGES = "job.json", "result.json", "golden.u8", "images.u8"
 VERSION = 1
 MEMORY = "memory"
 """where DeviceResult.unmeasured has no file"""
+THROTTLED = re.compile("0x[0-9a-fA-F]{1,8}")
+MOST_MB = 1e6
+"""of memory that a device may say it has"""
 
+Rows = tuple[tuple[float | None, ...], ...]
+"""logits; None for one that is not a number, which JSON has not"""
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
 
 
 class DeviceError(Exception):
     """The device cannot be reached, lacks something, or broke off: nothing is known of the artifact."""
+
+    def __init__(self, text: str) -> None:
+        """text: may hold what a device, a browser or ssh says; a terminal gets it without control characters"""
+        super().__init__(strict.printable(text))
 
 
 class FormatUnavailable(DeviceError):
@@ -63,12 +74,39 @@ class Job:
     memory: bool = False
     """whether to measure the peak memory of the first artifact"""
 
+    def __post_init__(self) -> None:
+        for name in (*self.files, *self.sha256):
+            if name in ("", ".", "..", JOB, RESULT) or "/" in name or "\\" in name or not name.isprintable():
+                raise ValueError(f"{name!r} is no name of a job's file")
+        if not self.files or len(set(self.files)) < len(self.files) or not self.sha256.keys() >= set(self.files):
+            raise ValueError("a job needs at least one artifact, each named once and with its checksum")
+        if min(self.threads, self.height, self.width, self.classes) < 1:
+            raise ValueError("threads, height, width and classes must be at least 1")
+        if any(len(row) != self.classes for row in self.golden):
+            raise ValueError(f"golden must have {self.classes} logits a row")
+        if not all(0 <= label < self.classes for label in self.labels):
+            raise ValueError(f"labels must be from 0 to {self.classes - 1}")
+
     def pictures(self, folder: Path, name: str) -> Iterator[np.ndarray]:
         """The RGB pictures (1, H, W, 3) uint8 of golden.u8 or images.u8, one by one."""
         count = len(self.golden if name == GOLDEN else self.labels)
         if count:
             shape = (count, 1, self.height, self.width, 3)
             yield from np.memmap(folder / name, np.uint8, "r", shape=shape)
+
+
+class Description(TypedDict):
+    """What a device is; None: it does not tell."""
+
+    device: str
+    """its name"""
+    os: str
+    cpu: str | None
+    """or the system on a chip"""
+    cores: int | None
+    arch: str | None
+    emulated: str | None
+    """by what, where the processor is not real"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +118,20 @@ class DeviceResult:
     file: str
     sha256: str
     """of the artifact, as the device has read it"""
-    device: dict[str, Any]
-    """device (its name), os, cpu (the SoC), cores, arch; "emulated": by what, where the processor is not real"""
+    device: Description
     threads: int
     runtime: str
     runtime_version: str
     refused: str | None = None
     """why the runtime does not take the artifact, or does not run it; nothing is measured then"""
-    before: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """conditions before the measurement, where the system tells: governor, temperature_c, throttled, battery"""
-    after: dict[str, Any] = dataclasses.field(default_factory=dict)
-    golden: tuple[tuple[float, ...], ...] = ()
+    before: Conditions = dataclasses.field(default_factory=Conditions)
+    """before the measurement"""
+    after: Conditions = dataclasses.field(default_factory=Conditions)
+    golden: Rows = ()
     """(G, C) logits"""
     golden_error: float | None = None
     """largest absolute difference from the job's golden logits; None too if one is not a number"""
-    logits: tuple[tuple[float, ...], ...] = ()
+    logits: Rows = ()
     """(N, C)"""
     top1: float | None = None
     """share of the images classified right, 0..1"""
@@ -111,8 +148,8 @@ class Device(Protocol):
 
     name: str
     """as the user calls it"""
-    description: dict[str, Any]
-    """device, os, cpu, cores, arch, emulated, as DeviceResult.device has it; known once it is connected"""
+    description: Description
+    """known once it is connected"""
 
     def run(self, job: Job, folder: Path, progress: Progress) -> DeviceResult:
         """Do the job whose files are in `folder` (on this machine). Raises DeviceError."""
@@ -127,17 +164,10 @@ def write_job(job: Job, folder: Path) -> Path:
 
 def read_job(folder: Path) -> Job:
     """The job, once every file of it is there and unchanged. Raises DeviceError naming the file that is not."""
-    content = _content(folder / JOB)
-    protocol = content.pop("protocol")
-    job = Job(
-        **{
-            **content,
-            "files": tuple(content["files"]),
-            "golden": tuple(tuple(row) for row in content["golden"]),
-            "labels": tuple(content["labels"]),
-            "protocol": protocol and TimingProtocol(**protocol),
-        }
-    )
+    try:
+        job: Job = strict.read_json(folder / JOB, Job, version=("version", VERSION))
+    except ValueError as error:
+        raise DeviceError(f"{JOB} is missing or not whole ({error}); repeat the command") from error
     for name, sha256 in job.sha256.items():
         path = folder / name
         if not path.exists() or sha256_of(path) != sha256:
@@ -157,54 +187,97 @@ def write_result(result: DeviceResult, path: Path) -> Path:
 
 
 def read_result(path: Path, job: Job) -> DeviceResult:
-    """The result of `job`. Raises DeviceError if it is truncated, of another version, or of another job or artifact."""
-    content = _content(path)
+    """The result of `job` in a file, as `result_of`."""
     try:
-        found = content.pop("latency")
-        result = DeviceResult(
-            **{
-                **content,
-                "golden": _rows(content["golden"]),
-                "logits": _rows(content["logits"]),
-                "latency": {
-                    name: LatencyResult(**{**entry, "samples_ms": tuple(entry["samples_ms"])})
-                    for name, entry in found.items()
-                },
-            }
+        content = strict.read_bytes(path)
+    except ValueError as error:
+        raise DeviceError(f"{path.name} is missing or not whole ({error}); repeat the command") from error
+    return result_of(content, job)
+
+
+def result_of(content: bytes, job: Job) -> DeviceResult:
+    """What a device answers to `job`. Nothing in it is believed that can be computed from the raw samples and logits.
+
+    Raises DeviceError if it is truncated, of another version, of another job or artifact, or cannot be true.
+    """
+    try:
+        result: DeviceResult = strict.parse_json(
+            content, DeviceResult, RESULT, version=("version", VERSION), source="device"
         )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DeviceError(f"the device's result is not whole ({error}); repeat the command") from error
+    except ValueError as error:
+        raise DeviceError(f"{RESULT} is missing or not whole ({error}); repeat the command") from error
     file = job.files[0]
     if (result.job, result.file, result.sha256) != (job.id, file, job.sha256[file]):
         raise DeviceError(f"the device's result belongs to another artifact than {file}; repeat the command")
-    shapes = {
-        "golden": (result.golden, len(job.golden)),
-        "logits": (result.logits, len(job.labels)),
-    }
-    for name, (rows, count) in shapes.items():
-        if not result.refused and (len(rows) != count or any(len(row) != job.classes for row in rows)):
-            raise DeviceError(f"the device's result is not whole ({name}: {len(rows)} rows); repeat the command")
-    timed = set(result.latency) | set(result.unmeasured) - {MEMORY, file}  # the first one is there or refused
-    if not result.refused and job.protocol and timed != set(job.files):
-        raise DeviceError("the device's result is not whole (latency); repeat the command")
+    try:
+        return _refused(result) if result.refused is not None else _recomputed(result, job)
+    except ValueError as error:
+        raise DeviceError(f"the device's result is not whole ({error}); repeat the command") from error
+
+
+def _refused(result: DeviceResult) -> DeviceResult:
+    """The result of an artifact that does not run. Raises ValueError if something of it was measured all the same."""
+    measured = (result.golden, result.logits, result.latency, result.unmeasured, result.peak_mb)
+    if not result.refused or any(measured):
+        raise ValueError("an artifact that is refused has a reason and no measurements")
     return result
+
+
+def _recomputed(result: DeviceResult, job: Job) -> DeviceResult:
+    """The result with its statistics from its raw numbers. Raises ValueError for those that are not what was asked."""
+    if not result.runtime:
+        raise ValueError("runtime: what has run the artifact must have a name")
+    if not 1 <= result.threads <= job.threads:
+        raise ValueError(f"threads: must be from 1 to {job.threads}, not {result.threads}")
+    for flags in (result.before.get("throttled"), result.after.get("throttled")):
+        if flags is not None and not THROTTLED.fullmatch(flags):
+            raise ValueError(f"throttled: {flags!r} are no flags")
+    golden = _logits("golden", result.golden, len(job.golden), job.classes)
+    logits = _logits("logits", result.logits, len(job.labels), job.classes)
+    if result.peak_mb is not None and not (job.memory and 0 <= result.peak_mb < MOST_MB):
+        raise ValueError(f"peak_mb: {result.peak_mb} is no memory that was asked for")
+    if unknown := result.unmeasured.keys() - {*job.files[1:], MEMORY}:
+        raise ValueError(f"unmeasured: {sorted(unknown)[0]!r} may not be missing")
+    timed = set(job.files) - result.unmeasured.keys() if job.protocol else set()
+    if result.latency.keys() != timed:
+        raise ValueError(f"latency: of {len(result.latency)} artifacts instead of {len(timed)}")
+    taken = list(result.latency.values())
+    if len({(time.seconds, len(time.samples_ms)) for time in taken}) > 1:
+        raise ValueError("latency: artifacts that were timed side by side have as many samples each, in the same time")
+    if taken and sum(sum(time.samples_ms) for time in taken) / 1000 > 1.01 * taken[0].seconds + 0.01:
+        raise ValueError(f"latency: the samples take longer than the {taken[0].seconds:g} s that were measured")
+    return replace(
+        result,
+        golden=rows_of(golden),
+        golden_error=_golden_error(golden, job),
+        logits=rows_of(logits),
+        top1=_top1(logits, job),
+        latency={name: restated(time, job.protocol.min_samples) for name, time in result.latency.items()}
+        if job.protocol
+        else {},
+    )
+
+
+def _logits(name: str, rows: Rows, count: int, classes: int) -> np.ndarray:
+    """(N, C), NaN where the device has no number."""
+    if len(rows) != count or any(len(row) != classes for row in rows):
+        raise ValueError(f"{name}: {len(rows)} rows instead of {count} of {classes} numbers each")
+    return np.array(rows, np.float64).reshape(count, classes)
+
+
+def _golden_error(golden_GC: np.ndarray, job: Job) -> float | None:
+    if not job.golden or not np.isfinite(golden_GC).all():
+        return None
+    return float(np.abs(golden_GC - np.array(job.golden)).max())
+
+
+def _top1(logits_NC: np.ndarray, job: Job) -> float | None:
+    if not job.labels:
+        return None
+    right = np.isfinite(logits_NC).all(1) & (logits_NC.argmax(1) == np.array(job.labels))
+    return float(right.mean())
 
 
 def rows_of(logits: np.ndarray | Sequence[np.ndarray]) -> tuple[tuple[float, ...], ...]:
     """(N, C) as plain numbers."""
     return tuple(tuple(float(value) for value in row) for row in logits)
-
-
-def _rows(rows: list[list[float | None]]) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(math.nan if value is None else value for value in row) for row in rows)
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"{path.name} is missing or not whole ({error}); repeat the command") from error
-    version = content.pop("version", None) if isinstance(content, dict) else None
-    if version != VERSION:
-        raise DeviceError(f"{path.name} is of version {version!r}, this program's is {VERSION}")
-    return content

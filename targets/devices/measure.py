@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from targets.artifact import Load, Program, peak_memory_mb, reset_peak_memory, sha256_of
-from targets.devices.job import GOLDEN, IMAGES, MEMORY, DeviceResult, Job, Progress, rows_of
+from targets.devices.job import GOLDEN, IMAGES, MEMORY, Description, DeviceResult, Job, Progress, rows_of
 from targets.latency import LatencyResult, Protocol, conditions, invalid, measure
 
 MEMORY_INFERENCES = 3
@@ -145,7 +145,7 @@ def _memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float
     return None if before is None or after is None else after - before
 
 
-def describe() -> dict[str, Any]:
+def describe() -> Description:
     """What runs the artifacts here: device, os, cpu, cores (usable ones), arch, emulated."""
     return {
         "device": _board() or "this machine",

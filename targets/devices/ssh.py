@@ -17,15 +17,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from targets import Target
+from targets import Target, strict
 from targets.devices.board_setup import OLDEST_PYTHON
 from targets.devices.connection import ANSWER_S, Connection
 from targets.devices.job import (
     RESULT,
+    Description,
     DeviceError,
     DeviceResult,
     FormatUnavailable,
@@ -55,6 +56,7 @@ SETUP = HERE / "board_setup.py"
 PACKAGE = (
     "artifact.py",
     "formats.py",
+    "strict.py",
     "latency.py",
     *(file for board in boards().values() for file in board.files),
     "devices/__init__.py",
@@ -66,14 +68,50 @@ PACKAGE = (
 """what a board runs, of targets/; its targets/__init__.py is empty"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Probe:
+    """What board_setup.py finds on a board; likewise the answers below."""
+
+    python: tuple[int, int]
+    machine: str
+    bits: int
+    folder: str
+    pythons: dict[str, tuple[str, ...]]
+    """formats that each interpreter there has the packages for"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    folder: str = ""
+    full: int | None = None
+    """bytes that are free, if these are too few"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    free: int
+    """bytes, before the job was removed"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Installed:
+    pythons: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    error: str | None = None
+
+
 class Ssh:
     """A board that answers over ssh."""
 
     def __init__(self, connection: Connection, say: Callable[[str], None]) -> None:
         self.name = connection.name
-        self.description: dict[str, Any] = {}
+        self.description: Description
         self._connection, self._say = connection, say
-        self._pythons: dict[str, list[str]] = {}
+        self._pythons: dict[str, tuple[str, ...]] = {}
         """formats that each interpreter there has the packages for"""
 
     @staticmethod
@@ -89,7 +127,8 @@ class Ssh:
             board._look(target)
             python = board._python_for(format or target.formats[0])
             with board._pushed([]) as there:
-                found = board._connection.answer(f"cd {there} && {python} -m targets.devices.board")
+                answer = board._connection.answer(f"cd {there} && {python} -m targets.devices.board")
+                found: Description = board._known(Description, answer)
             # what has no name of its own is called what the user calls it; "this machine" is another one
             board.description = found if found["device"] != UNNAMED else {**found, "device": device}
         except BaseException:
@@ -113,22 +152,22 @@ class Ssh:
 
     def _look(self, target: Target) -> None:
         """Whether it can do jobs for the target at all. Raises DeviceError."""
-        found = self._setup("probe", checks=_checks())
-        if found["bits"] != 64:
+        found: _Probe = self._setup("probe", _Probe, checks=_checks())
+        if found.bits != 64:
             raise DeviceError(
-                f"{self.name} has a 32-bit system ({found['machine']}): install the 64-bit Raspberry Pi OS on it"
+                f"{self.name} has a 32-bit system ({found.machine}): install the 64-bit Raspberry Pi OS on it"
             )
-        if target.machines and found["machine"] not in target.machines:
+        if target.machines and found.machine not in target.machines:
             raise DeviceError(
-                f"{self.name} is {found['machine']}, but TARGET={target.name} is {' or '.join(target.machines)}: "
+                f"{self.name} is {found.machine}, but TARGET={target.name} is {' or '.join(target.machines)}: "
                 "name another DEVICE or TARGET"
             )
-        if tuple(found["python"]) < OLDEST_PYTHON:
-            there, oldest = (".".join(map(str, version)) for version in (found["python"], OLDEST_PYTHON))
+        if found.python < OLDEST_PYTHON:
+            there, oldest = (".".join(map(str, version)) for version in (found.python, OLDEST_PYTHON))
             raise DeviceError(
                 f"{self.name} has Python {there}, and {oldest} is needed: install Raspberry Pi OS bookworm or newer"
             )
-        self._pythons = found["pythons"]
+        self._pythons = found.pythons
 
     def _python_for(self, format: str) -> str:
         """The interpreter there that has the format's packages, as its shell takes it; they are installed if need be.
@@ -142,14 +181,14 @@ class Ssh:
             steps = [
                 [(HERE / name).read_text(encoding="utf-8"), options] for name, options in known.requirements.items()
             ]
-            found = self._setup(
-                "install", silence_s=SILENCE_S, steps=steps, who=_who(), format=format, checks=_checks()
+            found: _Installed = self._setup(
+                "install", _Installed, silence_s=SILENCE_S, steps=steps, who=_who(), format=format, checks=_checks()
             )
-            self._pythons = found.get("pythons", self._pythons)
+            self._pythons = found.pythons or self._pythons
             python = self._capable(format)
             if not python:
                 raise FormatUnavailable(
-                    f"{self.name}: what runs {format} could not be installed ({found.get('error', 'it does not load')})"
+                    f"{self.name}: what runs {format} could not be installed ({found.error or 'it does not load'})"
                     f". By hand, there: {known.by_hand}"
                 )
         return shlex.quote(python)
@@ -165,19 +204,19 @@ class Ssh:
             with tempfile.TemporaryDirectory() as name:
                 package = _package(Path(name) / "targets")
                 self._push(number, [package, *files])
-            yield shlex.quote(self._setup("commit", job=number)["folder"])
+            yield shlex.quote(self._setup("commit", _Folder, job=number).folder)
         finally:
             with contextlib.suppress(DeviceError):  # what is left there then, a later deployment removes
-                self._setup("end", silence_s=LEAVE_S, job=number)
+                self._setup("end", _Ended, silence_s=LEAVE_S, job=number)
 
     def _push(self, number: str, paths: Sequence[Path]) -> None:
         files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
         size = sum(file.stat().st_size for file in files)
-        room = self._setup("begin", job=number, size=size)
-        if "full" in room:
-            raise DeviceError(self._full(room["full"], size))
+        room: _Room = self._setup("begin", _Room, job=number, size=size)
+        if room.full is not None:
+            raise DeviceError(self._full(room.full, size))
         try:
-            self._connection.push(paths, room["folder"], ANSWER_S + size / SLOWEST_BYTES_PER_S)
+            self._connection.push(paths, room.folder, ANSWER_S + size / SLOWEST_BYTES_PER_S)
         except DeviceError as error:
             # sftp, which scp uses, says no more than "Failure" of a full disk
             if self._free_at_end(number) < FULL_BYTES:
@@ -187,7 +226,7 @@ class Ssh:
     def _free_at_end(self, number: str) -> float:
         """Bytes that were free before a job was removed there; infinite if it does not answer."""
         try:
-            return self._setup("end", silence_s=LEAVE_S, job=number)["free"]
+            return self._setup("end", _Ended, silence_s=LEAVE_S, job=number).free
         except DeviceError:
             return math.inf
 
@@ -202,18 +241,18 @@ class Ssh:
         moved_at = time.monotonic()
         for line in self._connection.lines(command, silence_s=SILENCE_S):
             if "progress" in line:
-                what, done, total = line["progress"]
-                progress(what, done, total)
+                progress(*self._known(tuple[str, int, int], line["progress"]))
                 moved_at = time.monotonic()
             elif "error" in line:
-                raise (FormatUnavailable if line["runtime"] else DeviceError)(f"{self.name}: {line['error']}")
+                kind = FormatUnavailable if line.get("runtime") is True else DeviceError
+                raise kind(f"{self.name}: {line['error']}")
             elif time.monotonic() - moved_at > stalled_s:
                 raise DeviceError(
                     f"{self.name} is alive, but its runner gets no further for {stalled_s:g} s: the runtime hangs, or "
                     "the board is far too slow for this model; repeat the command"
                 )
 
-    def _setup(self, command: str, silence_s: float = ANSWER_S, **arguments: Any) -> dict[str, Any]:
+    def _setup(self, command: str, kind: Any, silence_s: float = ANSWER_S, **arguments: Any) -> Any:
         """What board_setup.py answers there. Raises DeviceError, also if another deployment has the board."""
         shell = f"python3 - {command} {shlex.quote(json.dumps(arguments))}"
         answer = self._connection.answer(shell, SETUP.read_text(encoding="utf-8"), silence_s)
@@ -221,7 +260,13 @@ class Ssh:
             raise DeviceError(f"{self.name} is in use by {answer['busy']}; repeat the command when it is free")
         if "error" in answer and command != "install":
             raise DeviceError(f"{self.name}: {answer['error']}")
-        return answer
+        return self._known(kind, answer)
+
+    def _known(self, kind: Any, answer: Any) -> Any:
+        try:
+            return strict.parse(kind, answer, self.name, source="device")
+        except ValueError as error:
+            raise DeviceError(f"{error}: it answers something else than was asked; repeat the command") from error
 
 
 def _package(folder: Path) -> Path:
