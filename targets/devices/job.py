@@ -217,8 +217,9 @@ def result_of(content: bytes, job: Job) -> DeviceResult:
 
 def _refused(result: DeviceResult) -> DeviceResult:
     """The result of an artifact that does not run. Raises ValueError if something of it was measured all the same."""
-    measured = (result.golden, result.logits, result.latency, result.unmeasured, result.peak_mb)
-    if not result.refused or any(measured):
+    numbers = (result.golden_error, result.top1, result.peak_mb)
+    measured = result.golden or result.logits or result.latency or result.unmeasured
+    if not result.refused or measured or any(number is not None for number in numbers):
         raise ValueError("an artifact that is refused has a reason and no measurements")
     return result
 
