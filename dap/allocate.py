@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Amounts = Array | NDArray[np.int64]
 
 SLOPE = 1.4  # of the smooth clamp, arXiv 2506.23675
 HELD_FLOOR = 0.1  # see bpi_to_importance
 
 
-def bpi_to_importance(bpi_B: Array, held_B: Array, dense_B: Array, scale: float = 10.0) -> Array:
+def bpi_to_importance(bpi_B: Array, held_B: Amounts, dense_B: Amounts, scale: float = 10.0) -> Array:
     """Importance of each block from one indicator (class token or patch tokens).
 
     bpi_B:   (B,) float, mean loss that the block saves its probe, any unit; scaling all of them changes nothing
@@ -60,7 +61,7 @@ def blend(class_B: Array, patch_B: Array, alpha: float) -> Array:
     return alpha * class_B + (1.0 - alpha) * patch_B
 
 
-def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
+def keep_ratios(importance_B: Array, dense_B: Amounts, budget: float) -> Array:
     """Share of each block to keep so that the sum meets the budget: clip(c x importance, 0, 1) by water-filling.
 
     importance_B: (B,) float >= 0, unitless
@@ -91,7 +92,7 @@ def keep_ratios(importance_B: Array, dense_B: Array, budget: float) -> Array:
     return ratio_B
 
 
-def narrowable(dense_B: Array, entry_B: Array) -> Array:
+def narrowable(dense_B: Amounts, entry_B: Amounts) -> Array:
     """(B,) cost that narrowing each block can give back, its entry left out; at least a hundredth of the block.
 
     That least keeps the importance of a block finite whose cost does not depend on its width at all.
@@ -102,8 +103,8 @@ def narrowable(dense_B: Array, entry_B: Array) -> Array:
 def ratios_with_entry(
     importance_B: Array,
     benefit_B: Array,
-    dense_B: Array,
-    entry_B: Array,
+    dense_B: Amounts,
+    entry_B: Amounts,
     stays_B: NDArray[np.bool_],
     budget: float,
 ) -> Array:
@@ -139,7 +140,7 @@ def ratios_with_entry(
     return kept_B
 
 
-def _ratios_of(some_B: NDArray[np.bool_], importance_B: Array, dense_B: Array, budget: float) -> Array:
+def _ratios_of(some_B: NDArray[np.bool_], importance_B: Array, dense_B: Amounts, budget: float) -> Array:
     """keep_ratios() among some blocks, 0 for the others; what they cannot hold of the budget stays unused."""
     ratio_B = np.zeros(len(dense_B))
     if some_B.any():

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 FORMAT = 1
 MOST_BYTES = 32 * 2**20  # of a file; the indices of a ViT-g with all gates are 1 MB
@@ -64,6 +64,8 @@ class MlpSizes:
     """As of AttentionSizes."""
     drop: Share
     """Dropout behind both layers."""
+    gelu: Gelu | None = None
+    """Approximation of its GELU; None: the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +113,13 @@ class Architecture:
     args: Arguments
     """Of the whole model."""
     norm_eps: Epsilon
-    """Of all norms."""
+    """Of the norms in the blocks and behind them."""
     gelu: Gelu
-    """Approximation of all GELUs."""
+    """Approximation of all GELUs that have none of their own."""
     blocks: tuple[Layer, ...]
     """The layers in order."""
+    norm_pre_eps: Epsilon | None = None
+    """Of the norm before the blocks; None: the same."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types. Fields that have their default are left out."""
@@ -182,7 +186,7 @@ def _written(value: Any) -> Any:
 def _read(kind: Any, value: Any, key: str) -> Any:
     """The value as `kind`. Raises ValueError with the key."""
     origin, parts = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # X | None
+    if origin in (Union, UnionType):  # X | None
         return None if value is None else _read(parts[0], value, key)
     if origin is Annotated:
         low, high = parts[1]

@@ -1,10 +1,12 @@
 """What a model and its blocks cost: parameters, multiply-accumulates (MACs), or time as a device has measured it.
 
-Key: D width, H heads, K head width, F hidden units, N tokens. Widths may be integers or integer arrays.
+Key: B blocks (= 2 x layers, attention and MLP alternating), D width, H heads, K head width, F hidden units, N tokens.
+Widths may be integers or integer arrays.
 MACs are those of linear layers, the patch convolution and both attention products, for one image; norms, activations
 and additions are left out, as in the usual tables.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from dap.allocate import block_budget
+
 Ints = NDArray[np.int64]
+CostOf = Callable[[int | Ints, int | Ints, int | Ints], Ints]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,10 @@ class BranchShape:
         cost = self.tokens * (inputs * into + inner * outputs)
         cost = cost + 2 * self.tokens**2 * inner if self.kind == "attn" else cost
         return np.where((inputs > 0) & (inner > 0) & (outputs > 0), cost, 0)
+
+    def counting(self, what: Literal["params", "macs"]) -> CostOf:
+        """params or macs."""
+        return self.params if what == "params" else self.macs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,98 @@ class LatencyTable:
     def least_ns(self) -> int:
         """Nanoseconds of what always stays."""
         return self.outside_ns + sum(block.ns[0] for block in self.blocks if block.stays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """A model under a budget, block by block, all in one unit: parameters, MACs, or a device's nanoseconds."""
+
+    total: int
+    """Of the dense model."""
+    dense: Ints
+    """(B,) of each dense block."""
+    entry: Ints
+    """(B,) of each block at its smallest width, which narrowing it does not give back; 0 unless time was measured."""
+    stays: NDArray[np.bool_]
+    """(B,) blocks that must keep at least their smallest width."""
+    budget: int
+    """What the blocks may keep."""
+    of: tuple[CostOf, ...]
+    """Cost of each block at any widths: kept inputs, inner width, outputs."""
+
+    @property
+    def other(self) -> int:
+        """Everything outside the blocks."""
+        return self.total - int(self.dense.sum())
+
+    @property
+    def least(self) -> Ints:
+        """(B,) what always stays of each block."""
+        least_B: Ints = np.where(self.stays, self.entry, 0)
+        return least_B
+
+    @property
+    def timed(self) -> bool:
+        """Whether these are times; they have an entry, which parameters and MACs have not."""
+        return bool(self.entry.any())
+
+    def budget_at(self, progress: float) -> int:
+        """What the blocks may keep when this share of the cut, 0 to 1, is in force."""
+        whole = self.dense.sum()
+        return int(whole - progress * (whole - self.budget) + 1e-3)
+
+    def sparsity(self, held: float) -> float:
+        """Share of the model that is gone when its blocks hold this much."""
+        return 1.0 - (self.other + held) / self.total
+
+
+def costs_of(
+    model: nn.Module,
+    shapes: Sequence[BranchShape],
+    *,
+    cost: Literal["params", "macs", "latency"],
+    latency: LatencyTable | None,
+    smallest: Sequence[int],
+    sparsity: float,
+) -> Costs:
+    """The costs of a dense model that is to lose `sparsity` of all.
+
+    shapes: of its branches, in order;  latency: its table, for cost="latency" alone
+    smallest: width above 0 that each block can be narrowed to
+    Raises ValueError naming the highest reachable sparsity, or if the table is that of another model.
+    """
+    entry_B, stays_B = np.zeros(len(shapes), dtype=np.int64), np.zeros(len(shapes), dtype=bool)
+    if latency is None:
+        assert cost != "latency", "checked where both come in"
+        of = tuple(shape.counting(cost) for shape in shapes)
+        total = count(model, cost)
+    else:
+        _check_table(latency, shapes)
+        of = tuple(block.cost for block in latency.blocks)
+        total = latency.dense_ns
+        entry_B[:] = [cost_at(0, width, 0) for cost_at, width in zip(of, smallest, strict=True)]
+        stays_B[:] = [block.stays for block in latency.blocks]
+    dense_B = np.array([at(s.dim, s.width, s.dim) for at, s in zip(of, shapes, strict=True)])
+    least = int(entry_B[stays_B].sum())
+    budget = block_budget(total, total - int(dense_B.sum()) + least, sparsity) + least
+    return Costs(total=total, dense=dense_B, entry=entry_B, stays=stays_B, budget=budget, of=of)
+
+
+def _check_table(latency: LatencyTable, shapes: Sequence[BranchShape]) -> None:
+    """Raises ValueError unless the table has a cost for each block up to its dense width."""
+    if len(latency.blocks) != len(shapes):
+        raise ValueError(f"the table has latencies of {len(latency.blocks)} blocks, the model has {len(shapes)}")
+    for b, (shape, block) in enumerate(zip(shapes, latency.blocks, strict=True)):
+        if block.widths[-1] != shape.width:
+            name = f"{shape.kind} {b // 2}"
+            raise ValueError(
+                f"the table's latencies of {name} end at width {block.widths[-1]}, the block has {shape.width}"
+            )
+
+
+def count(model: nn.Module, what: Literal["params", "macs"]) -> int:
+    """count_params or count_macs."""
+    return count_params(model) if what == "params" else count_macs(model)
 
 
 def count_params(model: nn.Module) -> int:

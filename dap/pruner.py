@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dap import allocate, importance
 from dap.compact import compact
 from dap.config import PruneConfig
-from dap.cost import LatencyTable, count_macs, count_params
+from dap.cost import BranchShape, LatencyTable, costs_of
 from dap.gates import Gates, branches_of, check_prunable
 from dap.indicator import Indicator
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
@@ -66,12 +66,7 @@ class Pruner:
         """
         if steps_per_epoch < 1 or epochs < 1:
             raise ValueError(f"a run needs at least one step and one epoch, got {steps_per_epoch} and {epochs}")
-        if allowed_width is not None and config.gates != "inner":
-            raise ValueError('allowed_width works with gates="inner" only: with "all" every width changes the others')
-        if (latency is None) == (config.cost == "latency"):
-            raise ValueError('cost="latency" and a table of latencies belong together: give both or neither')
-        if latency is not None and config.gates != "inner":
-            raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths, no channels')
+        _check_inner(config, allowed_width, latency)
         self.model: VisionTransformer = check_prunable(model)
         self.config = config
         self.schedule = Schedule(
@@ -84,36 +79,18 @@ class Pruner:
         )
         self._branches = branches_of(self.model)
         shapes = [branch.shape for branch in self._branches]
-        if latency is not None:
-            _check_table(latency, [(branch.name, branch.shape.width) for branch in self._branches])
-            self._cost_of = [block.cost for block in latency.blocks]
-        else:
-            self._cost_of = [shape.params if config.cost == "params" else shape.macs for shape in shapes]
+        self._choices = [_choices(config, shape, allowed_width) for shape in shapes]
         self._latency = latency
-        self._dense_B = np.array(
-            [cost(shape.dim, shape.width, shape.dim) for cost, shape in zip(self._cost_of, shapes, strict=True)]
+        self._costs = costs_of(
+            self.model,
+            shapes,
+            cost=config.cost,
+            latency=latency,
+            smallest=[int(choices[choices > 0][0]) for choices in self._choices],
+            sparsity=config.sparsity,
         )
-        if config.gates == "inner":
-            self._choices = [importance.width_choices(s.kind, s.heads, s.width, allowed_width) for s in shapes]
-        else:
-            self._choices = [np.arange(2 * s.dim + s.width + 1) for s in shapes]
-        # What each block costs at its smallest width, and whether that is the least it may have: 0 and never without a
-        # table of latencies. Of parameters the first is next to nothing.
-        self._entry_B = np.zeros_like(self._dense_B)
-        self._stays_B = np.zeros(len(shapes), dtype=bool)
-        for b, block in enumerate(latency.blocks if latency is not None else ()):
-            alive = self._choices[b][self._choices[b] > 0]
-            self._entry_B[b] = block.cost(0, alive[0], 0)
-            if block.stays:
-                self._choices[b], self._stays_B[b] = alive, True
-        self._least_B = np.where(self._stays_B, self._entry_B, 0)
-        if latency is not None:
-            self._total = latency.dense_ns
-        else:
-            self._total = count_params(self.model) if config.cost == "params" else count_macs(self.model)
-        self._other = self._total - int(self._dense_B.sum())
-        least = int(self._least_B.sum())
-        self._budget = allocate.block_budget(self._total, self._other + least, config.sparsity) + least
+        for b in np.flatnonzero(self._costs.stays):
+            self._choices[b] = self._choices[b][self._choices[b] > 0]
 
         device = next(self.model.parameters()).device
         self._indicator = Indicator(
@@ -128,11 +105,16 @@ class Pruner:
         )
         self._gates = Gates(self._branches, config.gates)
         self._tap = TokenTap(self.model, every=1 if config.probe == "reference" else config.probe_images)
+        self._tap.open = config.allocation != "global"
+        self._begin(device)
+
+    def _begin(self, device: torch.device) -> None:
+        """The state of a run before its first step."""
         self._lengths = [[gate.length for gate in block] for block in self._gates.gates]
         self._ranks = [np.arange(sum(lengths)) for lengths in self._lengths]
         # block of every unit, the best unit first; only allocation="global" looks at it
-        self._order = np.repeat(np.arange(len(shapes)), [len(ranks) for ranks in self._ranks])
-        self._kept = [sum(lengths) for lengths in self._lengths]
+        self._order = np.repeat(np.arange(len(self._ranks)), [len(ranks) for ranks in self._ranks])
+        self._kept = [len(ranks) for ranks in self._ranks]
         self._bpi: Array | None = None  # (2, B) mean over the last interval
         self._importance: list[Array | None] = [None, None]  # running, class token and patch tokens
         # the same of blocks as a whole, whatever their width costs; with a table of latencies alone
@@ -141,10 +123,9 @@ class Pruner:
         self._hard = False
         self._done = False
         self._score_sum = torch.zeros(sum(map(sum, self._lengths)), device=device)
-        self._bpi_sum = torch.zeros(2, len(shapes), device=device)
+        self._bpi_sum = torch.zeros(2, len(self._ranks), device=device)
         self._scored_steps = 0
-        self._temperature = config.temperature
-        self._tap.open = config.allocation != "global"
+        self._temperature = self.config.temperature
 
     # the loop's side
 
@@ -216,7 +197,7 @@ class Pruner:
                     name=branch.name,
                     bpi_class=None if self._bpi is None else float(self._bpi[0, b]),
                     bpi_patch=None if self._bpi is None else float(self._bpi[1, b]),
-                    keep_ratio=float(self._cost_of[b](*kept)) / float(self._dense_B[b]),
+                    keep_ratio=float(self._costs.of[b](*kept)) / float(self._costs.dense[b]),
                     heads=branch.shape.heads if min(kept) > 0 else 0,
                     width=int(kept[1]) if min(kept) > 0 else 0,
                 )
@@ -240,14 +221,15 @@ class Pruner:
                 self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
         if self.config.allocation != "global":
             self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._scored_steps
-            held_B = np.array([float(self._cost_of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
+            costs = self._costs
+            held_B = np.array([float(costs.of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
             # An entry is no price of width: with it, an attention that is narrow already would look as dear as a wide
             # one, and get nothing of what there is to share out.
-            held_B = np.maximum(held_B - self._entry_B, 0)
-            cost_B, ones_B = allocate.narrowable(self._dense_B, self._entry_B), np.ones(len(self._dense_B))
+            held_B = np.maximum(held_B - costs.entry, 0)
+            cost_B, ones_B = allocate.narrowable(costs.dense, costs.entry), np.ones(len(costs.dense))
             for i in range(2):
                 new_B = allocate.bpi_to_importance(self._bpi[i], held_B, cost_B, self.config.benefit_scale)
-                if self._latency is not None:
+                if costs.timed:
                     whole_B = allocate.bpi_to_importance(self._bpi[i], ones_B, ones_B, self.config.benefit_scale)
                     self._benefit[i] = allocate.smooth(self._benefit[i], whole_B, self.config.smoothing)
                     # Blocks behind the last attention cost so little that their importance would be most of the mean,
@@ -260,18 +242,16 @@ class Pruner:
 
     def _final_ratios(self) -> Array:
         """(B,) kappa, the share of each block to keep at the final sparsity; all equal before the first measurement."""
-        importance_B = self._blended(self._importance)
-        if self._latency is None:
-            return allocate.keep_ratios(importance_B, self._dense_B, self._budget)
+        importance_B, costs = self._blended(self._importance), self._costs
+        if not costs.timed:
+            return allocate.keep_ratios(importance_B, costs.dense, costs.budget)
         benefit_B = self._blended(self._benefit)
-        return allocate.ratios_with_entry(
-            importance_B, benefit_B, self._dense_B, self._entry_B, self._stays_B, self._budget
-        )
+        return allocate.ratios_with_entry(importance_B, benefit_B, costs.dense, costs.entry, costs.stays, costs.budget)
 
     def _blended(self, running: list[Array | None]) -> Array:
         class_B, patch_B = running
         if self.config.allocation == "uniform" or class_B is None or patch_B is None:
-            return np.ones(len(self._dense_B))
+            return np.ones(len(self._costs.dense))
         return allocate.blend(class_B, patch_B, self.config.class_weight)
 
     def _move_masks(self, progress: float, temperature: float) -> MaskUpdate:
@@ -279,22 +259,22 @@ class Pruner:
         if progress == 0.0:
             self._kept = [len(ranks) for ranks in self._ranks]
         else:
-            budget = int(self._dense_B.sum() - progress * (self._dense_B.sum() - self._budget) + 1e-3)
-            curves = [cost(*self._all_counts(b).T) for b, cost in enumerate(self._cost_of)]
+            costs, budget = self._costs, self._costs.budget_at(progress)
+            curves = [cost(*self._all_counts(b).T) for b, cost in enumerate(costs.of)]
             if self.config.allocation == "global":
-                target_B = importance.global_targets(curves, self._order, budget - int(self._least_B.sum()))
-                target_B = np.maximum(target_B, self._least_B)
+                target_B = importance.global_targets(curves, self._order, budget - int(costs.least.sum()))
+                target_B = np.maximum(target_B, costs.least)
             else:
-                target_B = self._dense_B * (1.0 - progress * (1.0 - self._final_ratios()))
+                target_B = costs.dense * (1.0 - progress * (1.0 - self._final_ratios()))
             self._kept = importance.select_counts(curves, target_B.tolist(), budget, self._choices)
         self._set_masks(temperature)
         blocks = self.blocks()
-        kept = [block["keep_ratio"] * dense for block, dense in zip(blocks, self._dense_B.tolist(), strict=True)]
+        kept = [block["keep_ratio"] * dense for block, dense in zip(blocks, self._costs.dense.tolist(), strict=True)]
         return MaskUpdate(
             step=self._step,
             progress=progress,
             temperature=temperature,
-            sparsity=1.0 - (self._other + sum(kept)) / self._total,
+            sparsity=self._costs.sparsity(sum(kept)),
             blocks=blocks,
         )
 
@@ -375,10 +355,18 @@ class Pruner:
         self._tap.open = self._tap.open and not self._hard
 
 
-def _check_table(latency: LatencyTable, blocks: list[tuple[str, int]]) -> None:
-    """Raises ValueError unless the table has a cost for each block up to its dense width. blocks: name, width."""
-    if len(latency.blocks) != len(blocks):
-        raise ValueError(f"the table has latencies of {len(latency.blocks)} blocks, the model has {len(blocks)}")
-    for (name, width), block in zip(blocks, latency.blocks, strict=True):
-        if block.widths[-1] != width:
-            raise ValueError(f"the table's latencies of {name} end at width {block.widths[-1]}, the block has {width}")
+def _check_inner(config: PruneConfig, rule: Any, latency: LatencyTable | None) -> None:
+    """Raises ValueError for what does not go with all gates, or a table without its cost."""
+    if rule is not None and config.gates != "inner":
+        raise ValueError('allowed_width works with gates="inner" only: with "all" every width changes the others')
+    if (latency is None) == (config.cost == "latency"):
+        raise ValueError('cost="latency" and a table of latencies belong together: give both or neither')
+    if latency is not None and config.gates != "inner":
+        raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths, no channels')
+
+
+def _choices(config: PruneConfig, shape: BranchShape, rule: Callable[[str, int], bool] | None) -> Ints:
+    """Numbers of a block's elements that may stay."""
+    if config.gates == "inner":
+        return importance.width_choices(shape.kind, shape.heads, shape.width, rule)
+    return np.arange(2 * shape.dim + shape.width + 1)

@@ -130,7 +130,7 @@ class Savit:
                 heads = len(self._kept["heads"][b // 2]) if shape.kind == "attn" else 1
                 width = len(self._kept["hidden"][b // 2]) if shape.kind == "mlp" else width
             small = replace(shape, dim=dim, heads=heads)
-            cost, dense = (small.params, shape.params) if self.config.cost == "params" else (small.macs, shape.macs)
+            cost, dense = (one.counting(self.config.cost) for one in (small, shape))
             ratio = float(cost(dim, width, dim)) / float(dense(shape.dim, shape.width, shape.dim))
             reports.append(
                 BlockReport(

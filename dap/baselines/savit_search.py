@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 
-from dap.cost import count_macs, count_params
+from dap.cost import count
 from dap.gates import Branch
 
 Array = NDArray[np.float64]
@@ -32,13 +32,12 @@ class Costs:
         # of the joint importance: channels that a component has in a layer, or the shared gate in the whole network
         self.scale = np.array([attn.dim, mlp.width, 6 * layers * attn.dim])
         # per unit: a part that is there at any width of the stream, and one per channel
+        self.total = count(model, cost)
         if cost == "params":
-            self.total = count_params(model)
             self._head = (3 * attn.width if attn.qkv_bias else 0, 4 * attn.width)
             self._hidden = (1, 2)
             fixed = sum(p.numel() for name, p in model.named_parameters() if name in ("head.bias", "head_dist.bias"))
         else:
-            self.total = count_macs(model)
             self._head = (2 * attn.tokens**2 * attn.width, 4 * attn.tokens * attn.width)
             self._hidden = (0, 2 * mlp.tokens)
             fixed = 0
