@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +10,7 @@ from dap import PruneConfig
 from pipeline.data.names import parse_subset
 from pipeline.methods import METHODS, ON_LATENCY, RELEASED
 from pipeline.model_names import MICRO
-from targets import TARGETS
+from targets import TARGETS, strict
 
 OWN = "dense"
 """a run's teacher that is its own dense reference"""
@@ -156,30 +154,9 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The config that `to_dict` made. Raises ValueError for an unknown or missing key, naming it."""
-    return _build(RunConfig, values, "config")
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object, not {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(values.keys() - fields.keys()):
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}. Known: {', '.join(fields)}")
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for name, value in values.items():
-        nested = [t for t in _members(hints[name]) if dataclasses.is_dataclass(t)]
-        arguments[name] = _build(nested[0], value, f"{where}.{name}") if nested and value is not None else value
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+def from_dict(values: Any) -> RunConfig:
+    """The config that `to_dict` made. Raises ValueError for an unknown or missing key or a value of another type."""
+    return strict.parse(RunConfig, values)
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

@@ -30,7 +30,7 @@ def test_config_survives_json(config):
     ("spoil", "message"),
     [
         (lambda c: c | {"colour": 1}, "unknown key 'colour'"),
-        (lambda c: c | {"prune": c["prune"] | {"speed": 1}}, r"config\.prune has the unknown key 'speed'"),
+        (lambda c: c | {"prune": c["prune"] | {"speed": 1}}, r"config\.json: prune: has the unknown key 'speed'"),
         (lambda c: {k: v for k, v in c.items() if k != "dataset"}, "dataset"),
         (lambda c: c | {"prune": 3}, "must be an object"),
         (lambda c: c | {"method": "magic"}, "Known: dense, dap, uniform"),
