@@ -17,7 +17,7 @@ from dap import count_params, load_compact
 from pipeline import files
 from pipeline.context import Context, Results, Written
 from pipeline.data import augment
-from pipeline.profiling import check_asked
+from pipeline.latency_budget import check_asked
 from pipeline.report.results import versions
 from pipeline.train.evaluate import predictor
 from targets import Target, manifest

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
 from dap import Method, OneShot, count_macs, count_params, load_compact
-from pipeline import files, models, profiling
+from pipeline import files, latency_budget, models
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment
@@ -102,7 +102,7 @@ def compact(context: Context) -> Written:
         difference = float((predictor(small, context.view)(images) - masked).abs().max() / masked.abs().max())
         assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
     results = {"top1_compact": context.top1(small), "compaction_error": difference}
-    results |= profiling.prediction(context.run, small)
+    results |= latency_budget.prediction(context.run, small)
     return save_model(small, context.checkpoints / "compact"), results
 
 
@@ -144,7 +144,7 @@ def training_stages(method: str) -> tuple[str, ...]:
 def run_training(context: Context, only: str | None = None) -> None:
     """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished."""
     config = context.run.config
-    before: dict[str, str] = profiling.fix(context.run)
+    before: dict[str, str] = latency_budget.fix(context.run)
     if config.model_path and Path(config.model_path).is_file():
         before["MODEL_PATH"] = files.digest(Path(config.model_path))
     if config.teacher not in (None, OWN):
@@ -236,7 +236,7 @@ def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple
     assert training is not None, "a method prunes or fine-tunes"
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
     rule = TARGETS[config.target].allowed_width if config.pruning.gates == "inner" else None
-    pruning, latency = profiling.budget_of(context.run, len(model.blocks))
+    pruning, latency = latency_budget.budget_of(context.run, len(model.blocks))
     return model, build(
         config.method,
         model,

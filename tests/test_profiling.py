@@ -14,7 +14,7 @@ from profiles import MICRO, synthetic
 from dap import PruneConfig
 from dap.pruner import Pruner
 from pipeline import __main__ as cli
-from pipeline import models, presets, profiling, stages
+from pipeline import latency_budget, models, presets, profiling, stages
 from pipeline.config import from_dict, to_dict
 from pipeline.errors import EnvironmentLacks
 from pipeline.files import read_json
@@ -72,7 +72,7 @@ def fake(monkeypatch: pytest.MonkeyPatch):
     """Profiles with a fake device: exports are notes of what was to be exported."""
 
     def export(model: Any, *, path: Path, precision: str, **_: Any) -> ExportInfo:
-        path.write_text(json.dumps([profiling.layers_of(model), precision]))
+        path.write_text(json.dumps([latency_budget.layers_of(model), precision]))
         return ExportInfo(path=path, size_bytes=1, sha256="", seconds=0.0, peak_mb=None)
 
     for name in ("tflite", "executorch"):
@@ -241,7 +241,7 @@ def test_the_grid_has_allowed_widths_from_the_smallest_to_the_dense_one(target):
 
 def test_a_stack_is_a_compact_model_of_the_asked_widths():
     layers = ((0, 9), (5, 0), (32, 384))
-    assert profiling.layers_of(profiling.stack(TINY, layers)) == layers
+    assert latency_budget.layers_of(profiling.stack(TINY, layers)) == layers
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_a_real_profile_of_this_machine(folder):
     assert found.curves["mlp"].ms[-1] > found.curves["mlp_last"].ms[-1]
     assert found.curves["attn"].ms[-1] > found.curves["attn_last"].ms[-1]
     assert found.dense_ms(12) == pytest.approx(found.whole[0].ms, rel=0.3)
-    assert profiling.find(TARGETS["host"], MICRO, TINY) == found
+    assert latency_budget.find(TARGETS["host"], MICRO, TINY) == found
 
 
 # a run under a budget of milliseconds
@@ -268,19 +268,19 @@ def timed_config(image_folder: Path, latency_ms: float, **changes: Any):
 
 def test_without_a_profile_the_command_that_makes_one_is_named(folder):
     with pytest.raises(ValueError, match="`make profile TARGET=rpi5 MODEL=deit_micro_patch8_64` makes one"):
-        profiling.find(TARGETS["rpi5"], MICRO, TINY)
+        latency_budget.find(TARGETS["rpi5"], MICRO, TINY)
     profiles.write([synthetic(replace(MICRO, dim=192))], folder / "rpi5.json")
     with pytest.raises(ValueError, match="there is no profile of deit_micro_patch8_64"):
-        profiling.find(TARGETS["rpi5"], MICRO, TINY)
+        latency_budget.find(TARGETS["rpi5"], MICRO, TINY)
 
 
 def test_the_budgets_first_format_and_precision_are_taken(folder):
     every = [synthetic(format=f, precision=p) for f, p in (
         ("coreml", "fp16"), ("executorch", "int8-dynamic"), ("tflite", "fp32"), ("tflite", "fp16"))]  # fmt: skip
     profiles.write(every, folder / "host.json")
-    assert profiling.find(TARGETS["host"], MICRO, TINY) == every[3]
+    assert latency_budget.find(TARGETS["host"], MICRO, TINY) == every[3]
     profiles.write(every[:2], folder / "host.json")
-    assert profiling.find(TARGETS["host"], MICRO, TINY) == every[1]
+    assert latency_budget.find(TARGETS["host"], MICRO, TINY) == every[1]
 
 
 def test_another_machines_profile_is_not_this_ones(folder):
@@ -288,26 +288,26 @@ def test_another_machines_profile_is_not_this_ones(folder):
     for target in ("host", "rpi5"):
         profiles.write([synthetic(target=target, device=other)], folder / f"{target}.json")
     with pytest.raises(ValueError, match=r"measured on another machine \(another processor.*measures this one"):
-        profiling.find(TARGETS["host"], MICRO, TINY)
-    assert profiling.find(TARGETS["rpi5"], MICRO, TINY)
+        latency_budget.find(TARGETS["host"], MICRO, TINY)
+    assert latency_budget.find(TARGETS["rpi5"], MICRO, TINY)
 
 
 @pytest.mark.parametrize("scale", [1.0, 37.0, 0.013])
 def test_out_of_reach_names_what_is_in_reach(scale):
-    table = profiling.table_of(synthetic(scale=scale), 12)
+    table = latency_budget.table_of(synthetic(scale=scale), 12)
     with pytest.raises(ValueError, match="the lowest reachable is") as raised:
-        profiling.sparsity_of(table.least_ns / 2e6, table, "host")
+        latency_budget.sparsity_of(table.least_ns / 2e6, table, "host")
     named = float(str(raised.value).split("the lowest reachable is ")[1].split(",")[0])
     assert table.least_ns / 1e6 <= named < 1.01 * table.least_ns / 1e6
     pruner(named, table).harden()
     with pytest.raises(ValueError, match="leaves nothing to prune: the dense model is predicted to take"):
-        profiling.sparsity_of(table.dense_ns / 1e6, table, "host")
-    assert profiling.sparsity_of(table.dense_ns / 4e6, table, "host") == pytest.approx(0.75)
+        latency_budget.sparsity_of(table.dense_ns / 1e6, table, "host")
+    assert latency_budget.sparsity_of(table.dense_ns / 4e6, table, "host") == pytest.approx(0.75)
 
 
 def pruner(latency_ms: float, table: Any, allocation: Any = "bpi", target: str = "host") -> Pruner:
     config = PruneConfig(
-        sparsity=profiling.sparsity_of(latency_ms, table, target), cost="latency", allocation=allocation
+        sparsity=latency_budget.sparsity_of(latency_ms, table, target), cost="latency", allocation=allocation
     )
     return Pruner(
         models.create_model(TINY, 4, from_scratch=True),
@@ -325,14 +325,14 @@ def test_a_profile_of_any_target_is_allocated_under(target, allocation, tmp_path
     """The small model's prediction, from its real modules, is what was asked for, but for less than one step."""
     scale = {"rpi4": 40.0, "rpi5": 12.0, "web": 6.0}.get(target, 1.0)
     found = synthetic(target=target, scale=scale)
-    table = profiling.table_of(found, 12)
+    table = latency_budget.table_of(found, 12)
     asked = 0.4 * found.dense_ms(12)
     pruning = pruner(asked, table, allocation, target)
     rng = np.random.default_rng(1)
     pruning._importance = [rng.uniform(0, 3, 24), rng.uniform(0, 3, 24)]
     pruning._order = rng.permutation(pruning._order)
     small = pruning.finalize()
-    predicted = found.predict_ms(profiling.layers_of(small))
+    predicted = found.predict_ms(latency_budget.layers_of(small))
     assert 0.97 * asked < predicted <= asked * (1 + 1e-4)
     held = [block["width"] for block in pruning.blocks()]
     spent = sum(int(b.cost(0, w, 0)) for b, w in zip(table.blocks, held, strict=True)) + table.outside_ns
@@ -370,16 +370,16 @@ def test_a_config_with_a_latency_survives_its_json(image_folder):
 def test_a_run_keeps_the_profile_that_it_began_with(image_folder, folder, tmp_path):
     profiles.write([synthetic()], folder / "host.json")
     context, _ = context_of(tmp_path / "run", timed_config(image_folder, 0.6))
-    first = profiling.fix(context.run)
+    first = latency_budget.fix(context.run)
     profiles.write([synthetic(scale=3.0)], folder / "host.json")
-    assert profiling.fix(context.run) == first
+    assert latency_budget.fix(context.run) == first
     assert profiles.read(tmp_path / "run" / "profile.json") == [synthetic()]
     # of another target, it is not this run's
     profiles.write([synthetic(target="rpi5")], folder / "rpi5.json")
     (tmp_path / "run" / "config.json").unlink()
     context, _ = context_of(tmp_path / "other", timed_config(image_folder, 0.6, target="rpi5"))
     profiles.write([synthetic()], tmp_path / "other" / "profile.json")
-    assert profiling.fix(context.run) != first
+    assert latency_budget.fix(context.run) != first
 
 
 def test_an_unreachable_latency_leaves_no_copy(image_folder, folder, tmp_path):
@@ -393,8 +393,8 @@ def test_an_unreachable_latency_leaves_no_copy(image_folder, folder, tmp_path):
 
 def test_a_run_without_latency_needs_no_profile(image_folder, tmp_path):
     context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
-    assert profiling.fix(context.run) == {}
-    assert profiling.check_asked(context.run, "host", "tflite", None) == []  # type: ignore[arg-type]
+    assert latency_budget.fix(context.run) == {}
+    assert latency_budget.check_asked(context.run, "host", "tflite", None) == []  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -436,8 +436,8 @@ def test_a_deployment_is_held_against_what_was_asked(timed_run, one_format, tmp_
     assert check["value"] == shipped["latency_ms"]["p50"]
     assert check["verdict"] == ("pass" if check["value"] <= 0.55 else "fail")
     assert [name for name, _ in asked_latency(report)][-1] == "latency p50, host, tflite fp32"
-    assert profiling.check_asked(context.run, "host", "executorch", None) == []  # type: ignore[arg-type]
-    assert profiling.check_asked(context.run, "rpi5", "tflite", None) == []  # type: ignore[arg-type]
+    assert latency_budget.check_asked(context.run, "host", "executorch", None) == []  # type: ignore[arg-type]
+    assert latency_budget.check_asked(context.run, "rpi5", "tflite", None) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

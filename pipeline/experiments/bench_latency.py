@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dap import count_macs, count_params, load_compact
-from pipeline import profiling, stages
+from pipeline import latency_budget, profiling, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.experiments.cells import Cell, cells
@@ -54,7 +54,7 @@ def bench_latency(
     """
     host = TARGETS["host"]
     shape = profiling.shape_of(profiling.dense_of(base.model))
-    found = profiling.find(host, shape, base.model)  # before anything is trained
+    found = latency_budget.find(host, shape, base.model)  # before anything is trained
     by_params = compare(base, root, cells(["dap"], [sparsity], seeds), timed=False, progress=progress, say=say)
     dense_top1 = {row["seed"]: row["top1"] for row in by_params if row["method"] == "dense"}
     pairs: dict[int, dict[str, Cell]] = {}
@@ -62,7 +62,7 @@ def bench_latency(
     for seed in seeds:
         pair = pairs[seed] = {budget: Cell("dap", variant, sparsity, seed) for budget, variant in BUDGETS.items()}
         first = load_compact(root / pair["params"].name / "model")
-        targets_ms[seed] = found.predict_ms(profiling.layers_of(first))
+        targets_ms[seed] = found.predict_ms(latency_budget.layers_of(first))
         _train(base, root / pair["latency"].name, seed, targets_ms[seed], progress, say)
     rows: list[Row] = []
     for seed, pair in pairs.items():  # once nothing trains any more
@@ -72,7 +72,7 @@ def bench_latency(
         times = _times(found, contexts, QUICK if quick else FULL, say)
         for budget, context in contexts.items():
             small = load_compact(context.model_folder)
-            layers = profiling.layers_of(small)
+            layers = latency_budget.layers_of(small)
             predicted_ms, measured = found.predict_ms(layers), times[budget]
             top1, images = unseen(context, pair[budget])
             rows.append(
