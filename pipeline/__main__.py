@@ -9,14 +9,14 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from pipeline import console, files, presets, sessions
+from pipeline import console, presets, sessions
 from pipeline.config import OWN
 from pipeline.data.catalog import KNOWN
 from pipeline.errors import (
@@ -40,7 +40,7 @@ from pipeline.options import (
     configure,
     from_make,
 )
-from targets import TARGETS
+from targets import TARGETS, strict
 
 app = typer.Typer(
     help="Prune a pretrained DeiT while it is fine-tuned on your data, and ship it within a budget.",
@@ -80,7 +80,7 @@ def demo(
     if out:
         from pipeline.report.results import write_results
 
-        write_results(out, "make demo", [files.read_json(folder / "report.json")])
+        write_results(out, "make demo", [strict.read_json(folder / "report.json", dict[str, Any])])
     raise typer.Exit(code)
 
 

@@ -13,7 +13,7 @@ import torch
 from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
-from pipeline import files, models
+from pipeline import models
 from pipeline.config import OWN, TrainConfig
 from pipeline.data import datasets, loader
 from pipeline.data.datasets import Dataset, Split
@@ -59,7 +59,7 @@ class Context:
     @cached_property
     def view(self) -> View:
         """How the run's model wants its images, as stage prepare has written it."""
-        return View.from_json(files.read_json(self.model_folder / "preprocess.json"))
+        return View.read(self.model_folder / "preprocess.json")
 
     @property
     def checkpoints(self) -> Path:

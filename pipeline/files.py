@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from targets import strict
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -33,16 +35,6 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Raises ValueError that names the file if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 class InUse(ValueError):
@@ -83,9 +75,9 @@ class Log:
         if not self.path.exists():
             return []
         lines = []
-        for line in self.path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
+        for line in self.path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(strict.parse_json(line, dict[str, Any], str(self.path)))
         return lines
 
     def rewind(self, stage: str, step: int) -> None:

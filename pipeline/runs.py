@@ -2,18 +2,30 @@
 
 import hashlib
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig, differences, from_dict, to_dict
-from pipeline.files import Log, digest, read_json, write_json
+from pipeline.files import Log, digest, write_json
+from targets import strict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a stage left in stages.json."""
+
+    inputs: str
+    """digest of what it began with"""
+    files: dict[str, str]
+    """the files that it wrote -> their digests"""
+    results: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    """None: it has begun and not finished"""
 
 
 class Run:
-    """One run folder: its config, and the record of every finished stage.
-
-    A record holds a digest of the stage's inputs, the digests of the files it wrote, its results and its seconds.
-    """
+    """One run folder: its config, and the record of every stage."""
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         self.folder, self.config = folder, config
@@ -26,7 +38,7 @@ class Run:
         Raises ValueError if the folder belongs to another configuration, or is no run folder.
         """
         path = folder / "config.json"
-        if path.exists() and any("seconds" in record for record in Run(folder, config).records().values()):
+        if path.exists() and any(record.seconds is not None for record in Run(folder, config).records().values()):
             if different := differences(Run.open(folder).config, config):
                 raise ValueError(
                     f"{folder} belongs to another configuration ({'; '.join(different[:3])}; there, here). "
@@ -44,18 +56,19 @@ class Run:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no run (there is no config.json). `make prune` makes one")
         try:
-            return Run(folder, from_dict(read_json(folder / "config.json")))
+            return Run(folder, from_dict(strict.read_json(folder / "config.json", dict[str, Any])))
         except ValueError as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """What the finished stages left, by stage."""
+    def records(self) -> dict[str, Record]:
+        """What the stages left, by stage."""
         path = self.folder / "stages.json"
-        return read_json(path) if path.exists() else {}
+        return _records(path) if path.exists() else {}
 
     def results(self, stage: str) -> dict[str, Any]:
         """Results of a finished stage; empty if it has not finished."""
-        return self.records().get(stage, {}).get("results", {})
+        record = self.records().get(stage)
+        return record.results if record else {}
 
     def finished(self, stage: str, inputs: Any) -> bool:
         """Whether `stage` has finished with these inputs and its files are still there.
@@ -63,9 +76,9 @@ class Run:
         Raises ValueError if one of the files is not what the stage wrote.
         """
         record = self.records().get(stage)
-        if record is None or record["inputs"] != _fingerprint(inputs) or "seconds" not in record:
+        if record is None or record.inputs != _fingerprint(inputs) or record.seconds is None:
             return False
-        for name, expected in record["files"].items():
+        for name, expected in record.files.items():
             path = self.folder / name
             if not path.exists():
                 return False
@@ -76,21 +89,30 @@ class Run:
     def begin(self, stage: str, inputs: Any) -> bool:
         """Note that `stage` has begun. Returns whether it had begun with other inputs before."""
         record = self.records().get(stage)
-        changed = record is not None and record["inputs"] != _fingerprint(inputs)
-        write_json(
-            self.folder / "stages.json", {**self.records(), stage: {"inputs": _fingerprint(inputs), "files": {}}}
-        )
+        changed = record is not None and record.inputs != _fingerprint(inputs)
+        self._write(stage, Record(inputs=_fingerprint(inputs), files={}))
         return changed
 
     def finish(self, stage: str, inputs: Any, files: list[Path], results: dict[str, Any], seconds: float) -> None:
         """Record that `stage` has finished."""
         written = {str(path.relative_to(self.folder)): digest(path) for path in files}
-        record = {"inputs": _fingerprint(inputs), "files": written, "results": results, "seconds": seconds}
-        write_json(self.folder / "stages.json", {**self.records(), stage: record})
+        self._write(stage, Record(inputs=_fingerprint(inputs), files=written, results=results, seconds=seconds))
+
+    def _write(self, stage: str, record: Record) -> None:
+        known = {name: asdict(other) for name, other in {**self.records(), stage: record}.items()}
+        for entry in known.values():
+            if entry["seconds"] is None:
+                del entry["results"], entry["seconds"]
+        write_json(self.folder / "stages.json", known)
 
     def files(self, stage: str) -> dict[str, str]:
         """Digests of the files that a finished stage wrote."""
-        return self.records().get(stage, {}).get("files", {})
+        record = self.records().get(stage)
+        return record.files if record else {}
+
+
+def _records(path: Path) -> dict[str, Record]:
+    return strict.read_json(path, dict[str, Record])
 
 
 def _fingerprint(inputs: Any) -> str:
@@ -100,7 +122,7 @@ def _fingerprint(inputs: Any) -> str:
 def latest(root: Path) -> Path:
     """The run folder below `root` with a finished stage that was worked on last. Raises ValueError if there is none."""
     by_time = sorted(root.glob("*/stages.json"), key=lambda path: path.stat().st_mtime)
-    finished = [path for path in by_time if any("seconds" in record for record in read_json(path).values())]
+    finished = [path for path in by_time if any(record.seconds is not None for record in _records(path).values())]
     if not finished:
         raise ValueError(f"there is no run in {root}. `make prune` makes one")
     return finished[-1].parent

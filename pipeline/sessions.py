@@ -4,16 +4,16 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import console, presets
 from pipeline.config import RunConfig
 from pipeline.data import names
 from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
-from pipeline.files import locked, read_json
+from pipeline.files import locked
 from pipeline.model_names import check_name
 from pipeline.runs import Run, latest
-from targets import TARGETS
+from targets import TARGETS, strict
 from targets.latency import FULL, QUICK
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: what is wrong with an option shows before
@@ -88,7 +88,7 @@ def deploy(folder: Path, target: str, asked: Deployment) -> int:
         verdict = stages.run_deploying(context, target, budget=asked.budget, protocol=protocol, device=asked.device)
         app = TARGETS[target].app
         installed = apps.install(context.artifacts(TARGETS[target]), app) if app else None
-    console.output.print(report.summary_table(read_json(folder / "report.json"), target))
+    console.output.print(report.summary_table(strict.read_json(folder / "report.json", dict[str, Any]), target))
     console.tell(f"report: {folder / 'report.html'}")
     if installed:
         console.tell(f"app: {installed}")

@@ -30,7 +30,7 @@ from pipeline.report.results import versions
 from pipeline.report.summary import summarise
 from pipeline.train import checkpoints, runtime
 from pipeline.train.evaluate import predictor
-from targets import TARGETS
+from targets import TARGETS, strict
 from targets.artifact import RuntimeUnavailable
 from targets.devices.drivers import connect
 from targets.devices.job import DeviceError
@@ -120,8 +120,8 @@ def report(context: Context, only: str | None = None) -> str:
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
         if context.run.results(f"validate {name}"):
-            found = files.read_json(context.artifacts(target) / "latency.json")
-            samples |= {f"{name}, {label}": values for label, values in found.items()}
+            found = strict.read_json(context.artifacts(target) / "latency.json", dict[str, tuple[float, ...]])
+            samples |= {f"{name}, {label}": list(values) for label, values in found.items()}
     write_report(context.run.folder, contents, context.run.log.read(), samples)
     return overall_verdict(contents, only)
 

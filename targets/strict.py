@@ -260,8 +260,13 @@ def _list(item: _Read, value: Any) -> tuple[Any, ...]:
 def _fixed(items: list[_Read], value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or len(value) != len(items):
         raise Fault(f"must be a list of {len(items)}, not {_shown(value)}")
-    rest = iter(items)
-    return _list(lambda one: next(rest)(one), value)
+    found: list[Any] = []
+    try:
+        for item, one in zip(items, value, strict=True):
+            found.append(item(one))
+    except Fault as fault:
+        raise fault.below(len(found)) from None
+    return tuple(found)
 
 
 def _dict(name: _Read, item: _Read, value: Any) -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict
@@ -381,6 +382,28 @@ def test_views_that_are_not_supported_are_refused():
         view_of(interpolation="nearest")
     with pytest.raises(ValueError, match="crop_mode=border"):
         view_of(crop_mode="border")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": "64"}, "size: must be a whole number"),
+        ({"size": 0}, "size=0"),
+        ({"mean": 0.5}, "mean: must be a list"),
+        ({"std": [0.5, 0.5, 0]}, "no image is made like that"),
+        ({"mean": [0.5, 0.5]}, "no image is made like that"),
+        ({"sizes": 64}, "has the unknown key 'sizes'"),
+        ({"interpolation": None}, "interpolation: must be text"),
+    ],
+)
+def test_a_damaged_preprocess_json_is_named(tmp_path, change, message):
+    path = tmp_path / "preprocess.json"
+    view = VIEWS["96 / 0.9, squash"]
+    path.write_text(json.dumps({**asdict(view), "resize": augment.resize_rule(view)}))
+    assert View.read(path) == view
+    path.write_text(json.dumps({**asdict(view), **change}))
+    with pytest.raises(ValueError, match=rf"preprocess\.json: .*{message}"):
+        View.read(path)
 
 
 def test_a_view_survives_preprocess_json():

@@ -140,7 +140,7 @@ def test_ctrl_c_outside_of_training(run, monkeypatch):
 def test_a_missed_budget_is_exit_1(run, monkeypatch, verdict, code):
     assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2
     monkeypatch.setattr(stages, "run_deploying", lambda context, target, **_: verdict)
-    monkeypatch.setattr("pipeline.sessions.read_json", lambda path: {})
+    monkeypatch.setattr("targets.strict.read_json", lambda path, kind: {})
     monkeypatch.setattr("pipeline.report.report.summary_table", lambda report, target: "table")
     monkeypatch.setattr("pipeline.sessions.Run.open", lambda folder: None)
     assert run("deploy", "--run", "mine")[0] == code

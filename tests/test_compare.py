@@ -13,7 +13,6 @@ from pipeline.errors import Interrupted
 from pipeline.experiments import compare_report, side_by_side
 from pipeline.experiments.cells import Cell, cells
 from pipeline.experiments.compare import _config, compare
-from pipeline.files import read_json
 from pipeline.runs import Run
 
 
@@ -123,7 +122,7 @@ def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_othe
     table = compare_report.write(tmp_path / "r" / "compare.json", "make compare", rows, dataset="d", model="m")
     assert "refused: " in table and "millinats" in table
     assert {p.suffix for p in (tmp_path / "r").iterdir()} == {".json", ".md", ".svg"}
-    for found in read_json(tmp_path / "r" / "compare.json")["rows"]:
+    for found in json.loads((tmp_path / "r" / "compare.json").read_text())["rows"]:
         assert {"method", "variant", "sparsity_target", "sparsity", "seed", "epochs", "top1", "top1_dense", "params",
                 "macs", "latency_ms_p50", "seconds"} <= found.keys()  # fmt: skip
 

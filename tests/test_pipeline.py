@@ -213,7 +213,7 @@ def test_killed_while_pruning_ends_as_if_it_had_not_been(image_folder, tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert (folder / "checkpoints" / "prune.pt").exists()
-    assert "seconds" not in Run.open(folder).records()["prune"]
+    assert Run.open(folder).records()["prune"].seconds is None
     assert start(folder, image_folder).wait() == 0
     whole, resumed = Run.open(whole_folder), Run.open(folder)
     for stage in stages.TRAINING:

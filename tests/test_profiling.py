@@ -17,7 +17,6 @@ from pipeline import __main__ as cli
 from pipeline import latency_budget, models, presets, profiling, stages
 from pipeline.config import from_dict, to_dict
 from pipeline.errors import EnvironmentLacks
-from pipeline.files import read_json
 from pipeline.methods import ON_LATENCY
 from pipeline.report.report import asked_latency
 from targets import TARGETS
@@ -411,7 +410,7 @@ def timed_run(image_folder, tmp_path_factory) -> Path:
 
 
 def test_a_whole_run_under_a_budget_of_milliseconds(timed_run):
-    report = read_json(timed_run / "report.json")
+    report = json.loads((timed_run / "report.json").read_text())
     assert report["latency_ms_target"] == 0.5
     assert 0.485 < report["latency_ms_predicted"] <= 0.5 * (1 + 1e-4)  # a table holds whole nanoseconds
     assert report["sparsity_target"] is None
@@ -429,7 +428,7 @@ def test_a_whole_run_under_a_budget_of_milliseconds(timed_run):
 def test_a_deployment_is_held_against_what_was_asked(timed_run, one_format, tmp_path):
     context, _ = context_of(timed_run)
     stages.run_deploying(context, "host", budget=one_format, protocol=BRIEF)
-    report = read_json(timed_run / "report.json")
+    report = json.loads((timed_run / "report.json").read_text())
     shipped = next(artifact for artifact in report["artifacts"] if artifact["role"] == "pruned")
     check = {check["name"]: check for check in shipped["checks"]}["latency_asked_ms_max"]
     assert check["limit"] == pytest.approx(0.55)

@@ -11,9 +11,10 @@ from conftest import tiny_config
 
 from pipeline import files
 from pipeline.config import from_dict, to_dict
-from pipeline.files import Log, atomic, locked, read_json, write_json
+from pipeline.files import Log, atomic, locked, write_json
 from pipeline.runs import Run, latest
 from pipeline.train import checkpoints
+from targets.strict import read_json
 
 
 @pytest.fixture
@@ -86,6 +87,38 @@ def test_a_stage_is_finished_only_with_the_same_inputs_and_its_files(config, tmp
     assert run.begin("prune", {"data": "b"}) is True
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "stages.json: must be an object"),
+        ('{"prune": []}', "stages.json: prune: must be an object"),
+        ('{"prune": {"files": {}}}', "stages.json: prune: lacks inputs"),
+        ('{"prune": {"inputs": "a", "files": {"w": 1}}}', "stages.json: prune.files.w: must be text"),
+        ('{"prune": {"inputs": "a", "files": {}, "seconds": "1"}}', "prune.seconds: must be a finite number"),
+        ('{"prune": {"inputs": "a", "files": {}, "results": [], "seconds": 1}}', "prune.results: must be an object"),
+        ('{"prune": {"inputs": "a", "files": {}, "minutes": 1}}', "prune: has the unknown key 'minutes'"),
+        ("[" * 99_999, "stages.json is damaged"),
+        ("\xff", "stages.json is damaged"),
+    ],
+)
+def test_damaged_records_are_refused(config, tmp_path, content, message):
+    run = Run.create(tmp_path / "r", config)
+    (run.folder / "stages.json").write_bytes(content.encode("latin-1"))
+    for read in (run.records, lambda: run.results("prune"), lambda: run.finished("prune", 1), lambda: latest(tmp_path)):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_records_keep_their_form_on_disk(config, tmp_path):
+    run = Run.create(tmp_path / "r", config)
+    run.finish("prepare", 1, [], {"params": 3}, 0.5)
+    run.begin("prune", 1)
+    assert json.loads((run.folder / "stages.json").read_text()) == {
+        "prepare": {"inputs": run.records()["prepare"].inputs, "files": {}, "results": {"params": 3}, "seconds": 0.5},
+        "prune": {"inputs": run.records()["prune"].inputs, "files": {}},
+    }
+
+
 def test_latest_is_the_run_that_worked_last(config, tmp_path):
     with pytest.raises(ValueError, match="no run"):
         latest(tmp_path)
@@ -129,14 +162,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         fail_half_way()
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
-    assert read_json(path) == {"a": 1}
+    assert read_json(path, dict[str, int]) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
 
 
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is damaged"):
-        read_json(tmp_path / "x.json")
+        read_json(tmp_path / "x.json", dict[str, int])
     checkpoints.save(tmp_path / "c.pt", {"a": torch.ones(1000)})
     whole = (tmp_path / "c.pt").read_bytes()
     for damage in (whole[:600], b"", b"\x80\x04no checkpoint", whole[:-100]):
@@ -151,6 +184,7 @@ def test_the_log_forgets_what_will_be_computed_again(tmp_path):
     for stage, step in (("dense", 9), ("prune", 1), ("prune", 2), ("prune", 3)):
         log.write({"stage": stage, "step": step})
     with log.path.open("a") as file:
+        file.write("[" * 99_999 + '\n{"loss": NaN}\n3\n')
         file.write('{"stage": "prune", "st')  # torn by a crash
     log.rewind("prune", 2)
     log.write({"stage": "prune", "step": 3, "again": True})

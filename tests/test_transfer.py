@@ -69,3 +69,17 @@ def test_redirects_are_followed(server, tmp_path):
     download(f"{server.url}/moved/x", tmp_path / "x", 10**6, quiet)
     assert server.asked[-2:] == ["moved/x bytes=2000-", "x bytes=2000-"]
     assert server.sent == 5000
+
+
+@pytest.mark.parametrize(
+    "notes", ["{", '{"version": 1, "bytes": null}', '{"version": "1", "bytes": "7"}', "[" * 99_999]
+)
+def test_damaged_notes_are_named_with_what_to_do(notes, server, tmp_path):
+    server.files["x"] = b"x" * 100
+    (tmp_path / "x.part").write_bytes(b"x" * 10)
+    (tmp_path / "x.part.json").write_text(notes)
+    with pytest.raises(ValueError, match=r"x\.part\.json.*delete it, and the file is fetched anew"):
+        download(f"{server.url}/x", tmp_path / "x", 10**6, quiet)
+    (tmp_path / "x.part.json").unlink()
+    download(f"{server.url}/x", tmp_path / "x", 10**6, quiet)
+    assert (tmp_path / "x").read_bytes() == server.files["x"]

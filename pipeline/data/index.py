@@ -26,6 +26,7 @@ import numpy as np
 from pipeline import files
 from pipeline.data import images
 from pipeline.data.images import Picture
+from targets import strict
 
 # HEIC is here although nothing reads it: such a file must be named as unreadable, not left out in silence.
 IMAGE_SUFFIXES = (
@@ -73,6 +74,17 @@ class Checked(NamedTuple):
     """as shown, pixels"""
     fault: str | None
     """why it cannot be used, or None"""
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What an index file holds."""
+
+    format: int
+    of: str
+    """the directory or zip"""
+    files: dict[str, tuple[int, int, int, int, int, str | None]]
+    """name -> as Checked has it"""
 
 
 def composed(name: str) -> str:
@@ -222,9 +234,9 @@ def index_path(path: Path) -> Path:
 
 def _load(path: Path) -> dict[str, Checked]:
     try:
-        index = files.read_json(path)
-        return {n: Checked(*entry) for n, entry in index["files"].items()} if index["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged: built anew
+        index: _Index = strict.read_json(path, _Index, limit=2**30)
+        return {name: Checked(*entry) for name, entry in index.files.items()} if index.format == FORMAT else {}
+    except ValueError:  # missing or damaged: built anew
         return {}
 
 

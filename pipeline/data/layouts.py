@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline import files
 from pipeline.data.index import Listing, Skipped, composed
+from targets import strict
 
 Rows = list[tuple[str, int]]
 """name of an image file and its label, each"""
 
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
+LARGEST_TABLE = 2**30  # bytes, of annotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,37 @@ def _class_names(where: Path, parts: list[set[str]]) -> tuple[str, ...]:
     return tuple(classes)
 
 
+@dataclass(frozen=True)
+class _Category:
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Image:
+    id: int
+    file_name: str
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    image_id: int
+    category_id: int
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    """What is needed of a file of COCO's form."""
+
+    images: tuple[_Image, ...]
+    annotations: tuple[_Annotation, ...]
+
+
+@dataclass(frozen=True)
+class _Train(_Annotations):
+    categories: tuple[_Category, ...]
+
+
 def inat19(listing: Listing) -> Layout:
     """iNaturalist 2019: `train_val2019/<group>/<category>/<image>.jpg`; labels in `{train,val}2019.json`, COCO's form.
 
@@ -104,22 +135,25 @@ def inat19(listing: Listing) -> Layout:
     """
     train_file, val_file = _find(listing.path, "train2019.json"), _find(listing.path, "val2019.json")
     with _understood(train_file):
-        train = files.read_json(train_file)
-        label_of = {key: i for i, key in enumerate(sorted(category["id"] for category in train["categories"]))}
+        train: _Train = strict.read_json(train_file, _Train, source="foreign", limit=LARGEST_TABLE)
+        label_of = {key: i for i, key in enumerate(sorted(category.id for category in train.categories))}
         train_rows = _annotated(train, label_of)
     with _understood(val_file):
-        val_rows = _annotated(files.read_json(val_file), label_of)
+        val: _Annotations = strict.read_json(val_file, _Annotations, source="foreign", limit=LARGEST_TABLE)
+        val_rows = _annotated(val, label_of)
     names_file = listing.path / "categories.json"
     with _understood(names_file):
-        categories = files.read_json(names_file) if names_file.exists() else train["categories"]
-        names = {category["id"]: category["name"] for category in categories}
+        categories: tuple[_Category, ...] = train.categories
+        if names_file.exists():
+            categories = strict.read_json(names_file, tuple[_Category, ...], source="foreign")
+        names = {category.id: category.name for category in categories}
         classes = _distinct([names[key] for key in label_of], list(map(str, label_of)))
     return _listed(listing, classes, train_rows, val_rows)
 
 
-def _annotated(part: dict[str, Any], label_of: dict[int, int]) -> Rows:
-    category_of = {annotation["image_id"]: annotation["category_id"] for annotation in part["annotations"]}
-    return [(image["file_name"], label_of[category_of[image["id"]]]) for image in part["images"]]
+def _annotated(part: _Annotations, label_of: dict[int, int]) -> Rows:
+    category_of = {annotation.image_id: annotation.category_id for annotation in part.annotations}
+    return [(image.file_name, label_of[category_of[image.id]]) for image in part.images]
 
 
 def ifood(listing: Listing) -> Layout:

@@ -11,11 +11,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.filesize import decimal
 
 from pipeline import files
+from targets import strict
 
 TIMEOUT_S = 30.0  # without a byte
 PAUSES_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # before each new attempt in a row that brought nothing
@@ -28,6 +30,14 @@ class TransferFailed(Exception):
     def __init__(self, reason: str, *, again: bool = True, reached: bool = True) -> None:
         super().__init__(reason)
         self.again, self.reached = again, reached  # is another attempt worth while; did anybody answer
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """What is known of the file on the server; None: it does not tell."""
+
+    version: str | None = None
+    bytes: int | None = None
 
 
 def download(url: str, path: Path, limit: int, progress: Callable[[int, int | None], None]) -> None:
@@ -74,12 +84,13 @@ def _notes_of(part: Path) -> Path:
 def _receive(url: str, part: Path, limit: int, progress: Callable[[int, int | None], None]) -> None:
     """One attempt: the bytes that `part` lacks, or all if the server has another version by now or knows no ranges."""
     size, notes_file = size_of(part), _notes_of(part)
-    notes = files.read_json(notes_file) if size and notes_file.exists() else {"version": None, "bytes": None}
-    if size and size == notes["bytes"]:
+    fix = "delete it, and the file is fetched anew"
+    notes: _Notes = strict.read_json(notes_file, _Notes, fix=fix) if size and notes_file.exists() else _Notes()
+    if size and size == notes.bytes:
         return
     headers = {"Accept-Encoding": "identity"}
-    if size and notes["version"]:
-        headers |= {"Range": f"bytes={size}-", "If-Range": notes["version"]}
+    if size and notes.version:
+        headers |= {"Range": f"bytes={size}-", "If-Range": notes.version}
     with _network(part):
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     with response:

@@ -1,12 +1,14 @@
 """How a model wants to see its images."""
 
-import dataclasses
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+
+from targets import strict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +35,21 @@ class View:
                 " only bicubic and bilinear, center and squash are supported. Take another MODEL"
             )
 
+        if self.size < 1 or not 0 < self.crop_ratio <= 1 or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(
+                f"size={self.size}, crop_ratio={self.crop_ratio}, mean={self.mean}, std={self.std}: no image is made "
+                "like that"
+            )
+
     @staticmethod
-    def from_json(values: dict[str, Any]) -> "View":
-        """The view in preprocess.json."""
-        known = {field.name: values[field.name] for field in dataclasses.fields(View) if field.name in values}
-        return View(**{**known, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    def read(path: Path) -> "View":
+        """The view in preprocess.json; "resize" there says the same for apps. Raises ValueError if it is damaged."""
+        return View.from_json(strict.read_json(path, dict[str, Any]), str(path))
+
+    @staticmethod
+    def from_json(values: dict[str, Any], where: str = "preprocess.json") -> "View":
+        """The view in what preprocess.json holds."""
+        return strict.parse(View, {key: value for key, value in values.items() if key != "resize"}, where)
 
     @staticmethod
     def of(model: torch.nn.Module) -> "View":

@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipeline.presets import with_method
 from pipeline.runs import Run
 from pipeline.train.evaluate import model_top1
 from pipeline.train.loop import Progress
+from targets import strict
 
 OFF_TARGET = 0.01
 """a reached sparsity that is further than this from the one asked for is not comparable, and marked"""
@@ -176,6 +177,17 @@ def _model(context: Context, cell: Cell) -> VisionTransformer:
     return context.dense_model() if cell.method == "dense" else load_compact(context.model_folder)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """What unseen.json holds."""
+
+    model: dict[str, str]
+    """files of the model that was measured -> their digests"""
+    top1: float
+    """percent"""
+    images: int
+
+
 def unseen(context: Context, cell: Cell) -> tuple[float, int]:
     """Top-1 in percent on every image that was not trained on, and how many those are; measured once.
 
@@ -183,17 +195,17 @@ def unseen(context: Context, cell: Cell) -> tuple[float, int]:
     the differences between methods.
     """
     path, model = context.run.folder / "unseen.json", context.run.files(_last_stage(cell))
-    known = files.read_json(path) if path.exists() else {}
-    if known.get("model") != model:
+    known: Unseen | None = strict.read_json(path, Unseen) if path.exists() else None
+    if known is None or known.model != model:
         count = len(context.dataset.val.labels)
         top1, images = context.run.results(_last_stage(cell))["top1_dense" if cell.method == "dense" else "top1"], count
         if context.spare_batches is not None and context.dataset.spare is not None:
             images += len(context.dataset.spare.labels)
             spare = model_top1(_model(context, cell), context.view, context.spare_batches)
             top1 = (top1 * count + spare * (images - count)) / images
-        known = {"model": model, "top1": top1, "images": images}
-        files.write_json(path, known)
-    return known["top1"], known["images"]
+        known = Unseen(model=model, top1=top1, images=images)
+        files.write_json(path, asdict(known))
+    return known.top1, known.images
 
 
 def _last_stage(cell: Cell) -> str:
@@ -228,7 +240,7 @@ def _row(cell: Cell, run: Run, error: str | None) -> Row:
         "images": None,
         "params": start.get("params_dense") if dense else small.get("params"),
         "macs": start.get("macs_dense") if dense else small.get("macs"),
-        "seconds": sum(record.get("seconds", 0.0) for record in records.values()),
+        "seconds": sum(record.seconds or 0.0 for record in records.values()),
         "benefit": _benefit(run),
         "keep_ratios": [block["keep_ratio"] for block in run.results("prune").get("blocks", [])] or None,
         "error": error,

@@ -1,8 +1,8 @@
 """`make paper-table`: the published table, what it takes to make it again, and how much of it has been made here."""
 
 import statistics
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -14,8 +14,8 @@ from pipeline.experiments import miniature
 from pipeline.experiments.cells import cells
 from pipeline.experiments.compare import Row, compare
 from pipeline.experiments.compare_report import NAMES
-from pipeline.files import read_json
 from pipeline.train.loop import Progress
+from targets import strict
 
 MODELS = ("deit_small_patch16_224", "deit_tiny_patch16_224")
 DATASETS = ("ifood", "inat19")
@@ -74,6 +74,22 @@ def disk_bytes(model: str, dataset: str) -> int:
     return known.download_bytes + known.unpacked_bytes + runs * 10 * 4 * params
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """What the table needs of a comparison's row."""
+
+    method: str
+    variant: str | None
+    sparsity_target: float | None
+    top1: float | None
+    """percent"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Results:
+    rows: tuple[_Row, ...]
+
+
 def table(results: Path) -> str:
     """The published numbers, each beside the one in `results`/compare-<dataset>-<model>.json, or `not run`."""
     head = [
@@ -85,7 +101,7 @@ def table(results: Path) -> str:
             shown = []
             for dataset in DATASETS:
                 file = results / f"compare-{dataset}-{model}.json"
-                rows = read_json(file)["rows"] if file.exists() else []
+                rows = strict.read_json(file, _Results, source="foreign").rows if file.exists() else ()
                 for number, sparsity in enumerate(SPARSITIES):
                     published = PUBLISHED[model, dataset][method]
                     if number >= len(published):
@@ -96,12 +112,12 @@ def table(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reproduced(rows: list[Row], method: str, sparsity: float) -> str:
+def _reproduced(rows: Sequence[_Row], method: str, sparsity: float) -> str:
     mine = [
-        row["top1"]
+        row.top1
         for row in rows
-        if row["method"] == method and row["variant"] is None and row["top1"] is not None
-        if method == "dense" or row["sparsity_target"] == sparsity
+        if row.method == method and row.variant is None and row.top1 is not None
+        if method == "dense" or row.sparsity_target == sparsity
     ]
     return f"{statistics.mean(mine):.1f}" if mine else "not run"
 

@@ -17,8 +17,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.files import read_json, write_json, write_text
+from pipeline.files import write_json, write_text
 from pipeline.report import figures
+from targets import strict
 
 Report = dict[str, Any]
 
@@ -98,7 +99,7 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
         missing=missing,
         extremes=_extremes(report["blocks"]),
         benefit=_benefit(log),
-        config=_flat(read_json(config)) if config.exists() else [],
+        config=_flat(strict.read_json(config, dict[str, Any])) if config.exists() else [],
         verdicts=VERDICTS,
         check_words=CHECK_WORDS,
     )

@@ -16,7 +16,7 @@ def summarise(run: Run) -> dict[str, Any]:
     config, records = run.config, run.records()
     found: dict[str, Any] = {}
     for record in records.values():
-        found |= record.get("results", {})
+        found |= record.results
     artifacts = [artifact for target in TARGETS for artifact in _artifacts(run, target)]
     widths = found.get("widths_dense", [])
     pruned = found.get("blocks", [])  # none before stage prune, or for METHOD=dense
@@ -38,7 +38,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "latency_ms_target": config.latency_ms,
         "latency_ms_predicted": found.get("latency_ms_predicted"),
         "latency_profile": found.get("latency_profile"),
-        "seconds_per_stage": {name: record["seconds"] for name, record in records.items() if "seconds" in record},
+        "seconds_per_stage": {name: record.seconds for name, record in records.items() if record.seconds is not None},
         "skipped_images": found.get("skipped_images", []),
         "blocks": blocks,
         "artifacts": artifacts,
