@@ -21,6 +21,9 @@ Size = Annotated[int, (1, 100_000)]
 Count = Annotated[int, (0, 100_000)]
 Share = Annotated[float, (0.0, 1.0)]
 Epsilon = Annotated[float, (1e-12, 1.0)]
+Crop = Annotated[float, (1e-3, 10.0)]
+Level = Annotated[float, (-1000.0, 1000.0)]
+Spread = Annotated[float, (1e-6, 1000.0)]
 Gelu = Literal["none", "tanh"]
 
 
@@ -105,6 +108,22 @@ class Arguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How the model wants its images, but for their size: keys of timm's pretrained_cfg, as far as it has them."""
+
+    crop_pct: Crop | None = None
+    """Share of the shorter side that the crop keeps; above 1: the image is padded."""
+    crop_mode: str | None = None
+    """center, squash or border."""
+    interpolation: str | None = None
+    """Of the resize."""
+    mean: tuple[Level, ...] | None = None
+    """Per channel, of images scaled to 0..1."""
+    std: tuple[Spread, ...] | None = None
+    """Per channel, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Everything of a dense or small model but its weights."""
 
@@ -120,6 +139,8 @@ class Architecture:
     """The layers in order."""
     norm_pre_eps: Epsilon | None = None
     """Of the norm before the blocks; None: the same."""
+    pretrained_cfg: Preprocessing = Preprocessing()
+    """How the model wants its images."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types. Fields that have their default are left out."""

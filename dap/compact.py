@@ -11,17 +11,19 @@ On disk: architecture.json (sizes, self-sufficient) and weights.safetensors. Wor
 import hashlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dap.architecture import Architecture, AttentionSizes, Layer, MlpSizes, read_architecture
+from dap.architecture import Architecture, AttentionSizes, Layer, MlpSizes, from_json, read_architecture
 from dap.gates import Branch
 from dap.skeleton import architecture_of, skeleton
 
@@ -34,6 +36,8 @@ WEIGHTS_FILE = "weights.safetensors"
 
 def compact(model: VisionTransformer, branches: list[Branch], kept: list[dict[str, Tensor]]) -> VisionTransformer:
     """The small model of a hard-masked one, on its device and in its mode.
+
+    What is frozen stays frozen, and gradients stay checkpointed.
 
     branches: of the model;  kept: per branch and gate ("in", "heads", "width", "out") the sorted indices of the kept
     elements; a missing gate keeps everything. The masks must be in the model's weights already, as 0 and 1. A branch
@@ -60,7 +64,20 @@ def compact(model: VisionTransformer, branches: list[Branch], kept: list[dict[st
         living = (f"blocks.{number // 2}.%s" + ("1" if kind == "attn" else "2"), branch)
     layers: Any = zip(found[::2], found[1::2], strict=True)
     architecture = replace(dense, blocks=tuple(Layer(attn=attn, mlp=mlp) for attn, mlp in layers))
-    return build(architecture, weights).train(model.training)
+    small = build(architecture, weights).train(model.training)
+    train_like(small, model)
+    return small
+
+
+def train_like(small: VisionTransformer, model: VisionTransformer) -> None:
+    """Give it the settings of training that are in no file: what is frozen, gradient checkpointing, distillation."""
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in small.named_parameters():
+        # where channels are selected, norm and scale are a level deeper
+        parameter.requires_grad_(trained[re.sub(r"(norm[12])\.norm|(ls[12])\.scale", r"\1\2", name)])
+    small.set_grad_checkpointing(model.grad_checkpointing)
+    if isinstance(model, VisionTransformerDistilled):
+        cast(VisionTransformerDistilled, small).distilled_training = model.distilled_training
 
 
 def _kept_sizes(dense: AttentionSizes | MlpSizes, indices: dict[str, Tensor], dim: int) -> AttentionSizes | MlpSizes:
@@ -182,8 +199,9 @@ def build(architecture: Architecture, weights: dict[str, Tensor]) -> VisionTrans
 def save_compact(model: nn.Module, folder: str | Path) -> None:
     """Write architecture.json and weights.safetensors of a compact or dense model; no file is ever half written."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     architecture = architecture_of(model)
+    from_json(architecture.to_json(), "the model")  # what is written can be read
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # safetensors notices a truncated file but not a changed one
     # one key only: safetensors writes several in random order, and equal models should give equal files

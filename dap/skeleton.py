@@ -11,6 +11,7 @@ The small model is timm's VisionTransformer with timm's own blocks at per-block 
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -26,7 +27,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from dap.architecture import Architecture, Arguments, AttentionSizes, Gelu, Layer, MlpSizes
+from dap.architecture import Architecture, Arguments, AttentionSizes, Gelu, Layer, MlpSizes, Preprocessing
 
 CLASSES: dict[str, type[VisionTransformer]] = {
     "VisionTransformer": VisionTransformer,
@@ -92,6 +93,13 @@ def skeleton(architecture: Architecture) -> VisionTransformer:
     if architecture.norm_pre_eps is not None:
         cast(Any, model.norm_pre).eps = architecture.norm_pre_eps
     model.blocks = nn.Sequential(*(_block(args.embed_dim, layer, norm, act) for layer in architecture.blocks))
+    view = {name: value for name, value in vars(architecture.pretrained_cfg).items() if value is not None}
+    if view:
+        model.pretrained_cfg = model.default_cfg = {  # type: ignore[assignment]
+            "input_size": (args.in_chans, *args.img_size),
+            **view,
+            "num_classes": args.num_classes,
+        }
     model.feature_info = [
         {"module": f"blocks.{i}", "num_chs": args.embed_dim, "reduction": model.patch_embed.feat_ratio()}
         for i in range(len(model.blocks))
@@ -171,8 +179,20 @@ def architecture_of(model: nn.Module) -> Architecture:
             )
             for block in vit.blocks
         ),
+        pretrained_cfg=_preprocessing(vit),
         norm_pre_eps=vit.norm_pre.eps if pre_norm and vit.norm_pre.eps != vit.norm.eps else None,
     )
+
+
+def _preprocessing(vit: Any) -> Preprocessing:
+    """What timm notes of the images that the weights were trained on; nothing if it was built by its class."""
+    noted: Any = getattr(vit, "pretrained_cfg", None) or {}
+    noted = noted if isinstance(noted, dict) else noted.to_dict()
+    view = {item.name: noted.get(item.name) for item in fields(Preprocessing)}
+    for name in ("mean", "std"):
+        if view[name] is not None:
+            view[name] = tuple(view[name])
+    return Preprocessing(**view)
 
 
 def _attention(block: Any) -> AttentionSizes:

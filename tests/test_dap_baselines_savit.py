@@ -224,3 +224,12 @@ def test_bad_input_is_explained() -> None:
     with pytest.raises(ValueError, match="calibration batch 1 is nan"):
         savit.calibrate([(torch.full((2, 3, 16, 16), float("nan")), torch.tensor([0, 1]))])
     assert not savit.model.pos_drop._forward_hooks
+
+
+def test_the_small_model_is_trained_as_the_dense_one_was() -> None:
+    model: Any = tiny_vit()
+    model.pos_embed.requires_grad_(False)
+    model.set_grad_checkpointing()
+    small = make(model, sparsity=0.5).finalize()
+    assert [name for name, parameter in small.named_parameters() if not parameter.requires_grad] == ["pos_embed"]
+    assert small.grad_checkpointing

@@ -229,3 +229,37 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
         load_compact(folder)
+
+
+@pytest.mark.parametrize("which", ["inner", "all"])
+def test_the_small_model_keeps_how_it_wants_its_images_and_how_it_is_trained(which: Any, tmp_path: Path) -> None:
+    model: Any = timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=32, init_values=0.5)
+    model.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    model.pretrained_cfg["crop_pct"] = 0.75
+    model.pretrained_cfg["interpolation"] = "bilinear"
+    model.set_grad_checkpointing()
+    model.set_distilled_training()
+    frozen = ["patch_embed.proj.weight", "blocks.1.norm1.weight", "blocks.0.ls2.gamma", "head.bias"]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    pruner = Pruner(model, PruneConfig(sparsity=0.3, gates=which), steps_per_epoch=4, epochs=1)
+    small: Any = pruner.finalize()
+    found = [name for name, parameter in small.named_parameters() if not parameter.requires_grad]
+    assert any("norm1.norm" in name or "ls2.scale" in name for name in found) == (which == "all")
+    assert sorted(name.replace(".norm.", ".").replace(".scale.", ".") for name in found) == sorted(frozen)
+    assert small.grad_checkpointing and small.distilled_training
+    assert len(small.train()(torch.randn(2, 3, 32, 32))) == 2
+    save_compact(small, tmp_path)
+    for one in (small, load_compact(tmp_path)):
+        view = timm.data.resolve_model_data_config(one)
+        assert view["mean"] == (0.1, 0.2, 0.3) and view["std"] == (0.229, 0.224, 0.225)
+        assert view["crop_pct"] == 0.75 and view["interpolation"] == "bilinear" and view["crop_mode"] == "center"
+        assert view["input_size"] == (3, 32, 32)
+
+
+def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
+    model: Any = tiny_vit()
+    model.pretrained_cfg = {"mean": (float("nan"),) * 3}
+    with pytest.raises(ValueError, match=r"pretrained_cfg\.mean\[0\]"):
+        save_compact(model, tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dap.allocate import model_budget
 from dap.architecture import from_json
-from dap.compact import build
+from dap.compact import build, train_like
 from dap.config import check_number
 from dap.cost import block_params, count_params
 from dap.gates import check_prunable
@@ -122,7 +122,9 @@ class Isomorphic:
 
     def finalize(self) -> VisionTransformer:
         """The small model, in the model's mode. Raises ValueError before calibrate()."""
-        return self._decided().train(self.model.training)
+        small = self._decided().train(self.model.training)
+        train_like(small, self.model)
+        return small
 
     def blocks(self) -> list[BlockReport]:
         """The blocks as they will be; whole before calibrate()."""

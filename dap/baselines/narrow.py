@@ -5,7 +5,7 @@ from dataclasses import replace
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from dap.compact import build
+from dap.compact import build, train_like
 from dap.skeleton import architecture_of
 
 
@@ -26,4 +26,6 @@ def narrow(model: VisionTransformer, channels: Tensor) -> VisionTransformer:
         elif not name.endswith(("qkv.bias", "fc1.bias", "head.bias", "head_dist.bias")):
             value = value[channels]  # writes to it or normalises it
         weights[name] = value.clone()
-    return build(architecture, weights).train(model.training)
+    small = build(architecture, weights).train(model.training)
+    train_like(small, model)
+    return small
