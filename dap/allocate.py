@@ -39,7 +39,9 @@ def bpi_to_importance(bpi_B: Array, held_B: Amounts, dense_B: Amounts, scale: fl
     Source: arXiv 2506.23675, section 3; design note §2.
     """
     if not np.isfinite(bpi_B).all():
-        raise ValueError("a block's benefit is not finite: the probes have diverged, lower probe_lr")
+        raise ValueError(
+            "a block's benefit is not finite: the training, or its probes, have diverged. Try a lower learning rate"
+        )
     best = float(bpi_B.max())
     if best <= 0.0:
         return np.ones(len(bpi_B))

@@ -308,7 +308,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("timm").setLevel(logging.ERROR)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version of itself on the network
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app(from_make(app, sys.argv[1:]), prog_name="python -m pipeline")
     except ValueError as error:
@@ -331,7 +332,7 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise Interrupted("interrupted")
+    raise Interrupted("interrupted" if number == signal.SIGINT else "told to end")
 
 
 def _fail(message: str, code: int) -> None:

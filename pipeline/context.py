@@ -120,9 +120,15 @@ class Context:
     def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Method | None = None) -> None:
         """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch."""
         models.set_drop_path(model, config.drop_path)
+        batches = self.train_batches(config)
+        if batches.batch_size < config.batch_size:
+            count = len(self.dataset.train.labels)
+            self.say(
+                f"  BATCH_SIZE={config.batch_size} is too large for {count} images: {batches.batch_size} are taken"
+            )
         train(
             model,
-            self.train_batches(config),
+            batches,
             config,
             stage=stage,
             seed=self.run.config.seed,
@@ -134,6 +140,7 @@ class Context:
             teacher=None if stage == "dense" else self.teacher(),
             evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
             progress=self.progress,
+            say=self.say,
         )
 
     def top1(self, model: VisionTransformer) -> float:

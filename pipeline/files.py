@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,33 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed have left in a folder that this process holds."""
+    for path in [*folder.rglob(".*.tmp"), *folder.glob("artifacts/*/.*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 class InUse(ValueError):
     """Another process is at work on a run."""
+
+
+_held: set[int] = set()
+"""file descriptors of the locks of this process"""
+
+
+def _let_go() -> None:
+    """A child that was forked, such as a loader's worker, has no part in the lock: it may outlive its parent."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor in _held:
+        os.dup2(nothing, descriptor)  # not closed: the child's copy of the file object believes in it
+    os.close(nothing)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -55,7 +81,11 @@ def locked(folder: Path) -> Iterator[None]:
             raise InUse(
                 f"{folder} is in use by another process. Wait for it, or choose another with RUN= or DATA="
             ) from error
-        yield
+        _held.add(file.fileno())
+        try:
+            yield
+        finally:
+            _held.discard(file.fileno())
 
 
 def digest(path: Path) -> str:

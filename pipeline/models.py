@@ -1,5 +1,6 @@
 """Where a pretrained DeiT comes from: the embedded one, the hub, or a file."""
 
+import textwrap
 from pathlib import Path
 
 import timm
@@ -76,7 +77,7 @@ def create_model(
         raise ValueError(f"the pretrained weights of {name} are damaged ({error}). {_ways_out(name)}") from error
     except (OSError, RuntimeError) as error:  # what hub clients raise when offline, and timm without a source
         raise EnvironmentLacks(
-            f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). {_ways_out(name)}"
+            f"the pretrained weights of {name} could not be fetched ({short(error)}). {_ways_out(name)}"
         ) from error
     assert isinstance(model, VisionTransformer)
     return model
@@ -92,9 +93,17 @@ def load_weights(model: VisionTransformer, path: Path) -> None:
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged file
-        raise ValueError(f"MODEL_PATH={path} cannot be read as weights: {_first_line(error)}") from error
-    state = checkpoint_filter_fn(state, model)
+        raise ValueError(f"MODEL_PATH={path} cannot be read as weights: {short(error)}") from error
     own = model.state_dict()
+    if distilled := sorted({"dist_token", "head_dist.weight"} & (state.keys() ^ own.keys())):
+        theirs, of = ("has", "a distilled DeiT") if distilled[0] in state else ("lacks", "a plain DeiT or ViT")
+        raise ValueError(f"MODEL_PATH={path} {theirs} {', '.join(distilled)}: it is of {of}. Take another MODEL")
+    try:
+        state = checkpoint_filter_fn(state, model)
+    except Exception as error:  # it reshapes what it finds, and fails in any way where that is not as expected
+        raise ValueError(
+            f"MODEL_PATH={path} does not fit this MODEL ({short(error)}); it begins with {', '.join(list(state)[:3])}"
+        ) from error
     head = {f"{name}.{part}" for name in ("head", "head_dist") for part in ("weight", "bias")} & own.keys()
     state = {key: value for key, value in state.items() if key not in head or value.shape == own[key].shape}
     missing = sorted(own.keys() - state.keys() - head)
@@ -120,8 +129,9 @@ def _ways_out(name: str) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def short(error: Exception) -> str:
+    """The first line that an error has to say, cut between words if it is long."""
+    return textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 300, placeholder=" ...")
 
 
 def set_drop_path(model: VisionTransformer, rate: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dap import PruneConfig
 from pipeline.config import PretrainConfig, RunConfig, TrainConfig
+from pipeline.data import names
 from pipeline.methods import METHODS
 from pipeline.model_names import MICRO
 
@@ -56,6 +57,7 @@ def paper(dataset: str, model: str, sparsity: float) -> RunConfig:
 
 def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
     """The preset that suits a data set; the model is the one asked for or the preset's own."""
+    dataset = names.resolve(dataset)
     if dataset == "digits":
         return replace(digits(sparsity), model=model or MICRO)
     if model == MICRO:
@@ -99,7 +101,7 @@ def with_latency(config: RunConfig, latency_ms: float) -> RunConfig:
 def pretraining(dataset: str, *, model: str, init: str | None, epochs: int, lr: float, seed: int) -> PretrainConfig:
     """Training of the embedded model's weights."""
     recipe = TrainConfig(epochs=epochs, batch_size=128, lr=lr, warmup_epochs=min(1, epochs - 1), checkpoint_seconds=300)
-    return PretrainConfig(dataset=dataset, model=model, init=init, seed=seed, train=recipe)
+    return PretrainConfig(dataset=names.resolve(dataset), model=model, init=init, seed=seed, train=recipe)
 
 
 def dataset_name(config: RunConfig) -> str:

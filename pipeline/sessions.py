@@ -10,7 +10,7 @@ from pipeline import console, presets
 from pipeline.config import RunConfig
 from pipeline.data import names
 from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
-from pipeline.files import locked
+from pipeline.files import locked, sweep
 from pipeline.model_names import check_name
 from pipeline.runs import Run, latest
 from targets import TARGETS, strict
@@ -44,6 +44,7 @@ def at_work(folder: Path) -> "Iterator[Context]":
     from pipeline.context import Context
 
     with locked(folder), console.progress() as progress:
+        sweep(folder)
         yield Context(Run.open(folder), progress, console.say)
 
 

@@ -220,9 +220,10 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written],
         context.say(f"{name}: finished before")
         return
     anew = context.run.begin(name, inputs)
-    if anew:
-        (context.checkpoints / f"{name}.pt").unlink(missing_ok=True)
-    context.say(f"{name}: its inputs have changed, so it begins anew" if anew else name)
+    # what took hours is not deleted: inputs may have changed for a moment only, when an image could not be read
+    aside = checkpoints.set_aside(context.checkpoints / f"{name}.pt") if anew else None
+    kept = f"; how far it was is kept in {aside}" if aside else ""
+    context.say(f"{name}: its inputs have changed, so it begins anew{kept}" if anew else name)
     started = time.monotonic()
     written, results = stage()
     context.run.finish(name, inputs, written, results, time.monotonic() - started)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import presets
 from pipeline.data import augment
 from pipeline.data.catalog import KNOWN
 from pipeline.data.datasets import load_dataset
 from pipeline.data.images import of_array
-from pipeline.data.names import check_name
+from pipeline.data.names import check_name, resolve
 
 
 def test_digits_are_split_once_and_for_all():
@@ -102,3 +103,22 @@ def test_a_folder_gets_the_recipe_that_suits_the_size_of_its_images(tmp_path, si
         (tmp_path / split / label).mkdir(parents=True)
         Image.new("RGB", (size, size // 2)).save(tmp_path / split / label / "1.png")
     assert load_dataset(f"folder:{tmp_path}").augmentation == recipe
+
+
+def test_a_folder_has_one_name_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    written = ["photos", "./photos", "folder:photos", "folder:./photos/", "folder:x/../photos", f"{tmp_path}/photos"]
+    assert {resolve(name) for name in written} == {"folder:photos"}
+    (tmp_path / "cifar10").mkdir()
+    assert [resolve(name) for name in ("cifar10", "nothing", "folder:nothing")] == [
+        "cifar10",
+        "nothing",
+        "folder:nothing",
+    ]
+    assert resolve("/") == "folder:/"
+    assert presets.of("./photos", None, 0.5).dataset == "folder:photos"
+    with pytest.raises(ValueError, match="folder: lacks the path"):
+        check_name("folder:")
+    with pytest.raises(ValueError, match=r"DATASET=nothing is unknown.*no directory or zip of that name"):
+        check_name("nothing")

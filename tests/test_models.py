@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import model_names
+from pipeline import model_names, models
 from pipeline.model_names import MICRO
 from pipeline.models import MICRO_WEIGHTS, create_model, load_weights, set_drop_path
 
@@ -78,6 +78,32 @@ def test_weights_that_do_not_fit(tmp_path, weights, spoil, message):
     save_file(spoil(weights), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=message):
         load_weights(create_model(MICRO, 10, from_scratch=True), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "message"),
+    [
+        ("deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224", "has dist_token, head_dist.weight: .*a distilled"),
+        ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "lacks dist_token, head_dist.weight: .*a plain"),
+    ],
+)
+def test_distilled_and_plain_weights_are_told_apart(tmp_path, theirs, mine, message):
+    save_file(timm.create_model(theirs).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=message):
+        create_model(mine, 10, weights=tmp_path / "w.safetensors")
+
+
+def test_weights_that_cannot_be_converted_are_refused(tmp_path, weights):
+    """timm reshapes position embeddings of another size, and fails over one of another kind."""
+    save_file({**weights, "pos_embed": torch.zeros(7)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="does not fit this MODEL"):
+        load_weights(create_model(MICRO, 10, from_scratch=True), tmp_path / "w.safetensors")
+
+
+def test_what_the_hub_says_is_not_cut_within_a_word():
+    told = models.short(OSError("word " * 200))
+    assert len(told) <= 300
+    assert told.endswith("word ...")
 
 
 def test_missing_and_damaged_files(tmp_path):

@@ -237,3 +237,48 @@ def test_ctrl_c_saves_and_says_so(image_folder, tmp_path):
         stages.run_training(context)
     assert checkpoints.load(folder / "checkpoints" / "prune.pt")["step"] == 5
     assert signal.getsignal(signal.SIGINT) is before
+
+
+COMMAND = """
+import dataclasses, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import conftest
+from pipeline import __main__ as cli, presets
+config = conftest.tiny_config({images!r})
+presets.of = lambda *_: dataclasses.replace(config, dense=dataclasses.replace(config.dense, epochs=100))
+sys.argv = ["pipeline", "prune", "--dataset", "folder:{images}", "--run", "mine"]
+cli.main()
+"""
+
+
+def command(folder: Path, images: Path, **options) -> subprocess.Popen:
+    """`make prune` on the generated images, in a session of its own, with processes that read them."""
+    code = COMMAND.format(root=str(ROOT), tests=str(ROOT / "tests"), images=str(images))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, start_new_session=True, **streams, **options)
+
+
+@pytest.mark.slow
+def test_a_term_for_the_whole_group_ends_with_a_checkpoint(image_folder, tmp_path):
+    """As services, clusters and `timeout` send it."""
+    process = command(tmp_path, image_folder)
+    wait_for_step(tmp_path / "runs" / "mine", "dense", 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "repeat the command to go on" in said
+    assert checkpoints.load(tmp_path / "runs" / "mine" / "checkpoints" / "dense.pt")["step"] >= 2
+
+
+@pytest.mark.slow
+def test_a_loaders_process_that_is_killed_ends_the_run_with_advice(image_folder, tmp_path):
+    """As the kernel does when the memory runs out."""
+    process = command(tmp_path, image_folder)
+    wait_for_step(tmp_path / "runs" / "mine", "dense", 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"-c" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    assert "has the memory run out?" in said
+    assert "Traceback" not in said

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import multiprocessing
+import os
+import signal
 import time
 
 import pytest
@@ -11,7 +13,7 @@ from conftest import tiny_config
 
 from pipeline import files
 from pipeline.config import from_dict, to_dict
-from pipeline.files import Log, atomic, locked, write_json
+from pipeline.files import Log, atomic, locked, sweep, write_json
 from pipeline.runs import Run, latest
 from pipeline.train import checkpoints
 from targets.strict import read_json
@@ -147,6 +149,68 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path):
     other.join()
     with locked(tmp_path):
         pass
+
+
+def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
+    """As those of a loader do for some seconds when the parent is killed."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with locked(tmp_path):
+            worker = os.fork()
+            if worker == 0:
+                time.sleep(60)
+            os.write(write, str(worker).encode())
+            time.sleep(60)
+    worker = int(os.read(read, 20))
+    try:
+        with pytest.raises(ValueError, match="in use by another process"), locked(tmp_path):
+            pass
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.kill(worker, 0)  # it lives
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_what_killed_writes_have_left_is_swept(tmp_path):
+    for left in ("model/.weights.safetensors.77.tmp", "artifacts/host/.pruned.x1/pruned.tflite", ".log.jsonl.3.tmp"):
+        (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / left).touch()
+    for kept in ("model/weights.safetensors", "artifacts/host/pruned.tflite", ".lock"):
+        (tmp_path / kept).touch()
+    sweep(tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"model/weights.safetensors", "artifacts/host/pruned.tflite", ".lock"}
+
+
+def test_checkpoints_know_when_they_are_damaged_and_keep_the_one_before(tmp_path):
+    path, said = tmp_path / "c.pt", []
+    for step in (1, 2):
+        checkpoints.save(path, {"step": step, "a": torch.arange(1000.0)})
+    assert checkpoints.load_latest(path, said.append)["step"] == 2
+    assert said == []
+    whole = path.read_bytes()
+    for place in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"c\.pt is damaged"):
+            checkpoints.load(path)
+        assert checkpoints.load_latest(path, said.append)["step"] == 1
+    assert "is damaged: going on from the one before it" in said[-1]
+    path.unlink()  # as a crash between the two renames leaves it
+    assert checkpoints.load_latest(path, said.append)["step"] == 1
+    assert "is missing: going on from the one before it" in said[-1]
+    assert checkpoints.set_aside(path) == tmp_path / "aside"
+    assert checkpoints.load_latest(path, said.append) is None
+    assert checkpoints.load(tmp_path / "aside" / "c.pt.before")["step"] == 1
+    assert checkpoints.set_aside(path) is None
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
+    torch.save({"step": 7}, tmp_path / "c.pt")
+    assert checkpoints.load(tmp_path / "c.pt") == {"step": 7}
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

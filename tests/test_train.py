@@ -18,7 +18,7 @@ from pipeline.data import augment
 from pipeline.data.datasets import Arrays, Dataset, Split
 from pipeline.data.loader import train_loader
 from pipeline.data.view import View
-from pipeline.errors import Interrupted
+from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.train import checkpoints, runtime
 from pipeline.train.loop import distillation, train
 
@@ -28,7 +28,18 @@ NEVER = 1e9
 STEPS = 8  # 4 an epoch
 
 
-def run(folder: Path, *, pruner=None, teacher=None, progress=None, evaluate=None, model=None, count=32, **settings):
+def run(
+    folder: Path,
+    *,
+    pruner=None,
+    teacher=None,
+    progress=None,
+    evaluate=None,
+    model=None,
+    count=32,
+    wrap=None,
+    **settings,
+):
     """Train a tiny model for two epochs; returns it and its log."""
     draw = np.random.default_rng(0)
     images = Arrays(draw.integers(0, 256, (count, 16, 16, 3), np.uint8))
@@ -38,9 +49,10 @@ def run(folder: Path, *, pruner=None, teacher=None, progress=None, evaluate=None
     config = TrainConfig(**{"epochs": 2, "batch_size": 8, "mixup": 0.2, "checkpoint_seconds": NEVER, **settings})
     model = model or tiny_vit()
     log = files.Log(folder / "log.jsonl")
+    batches = train_loader(dataset, 16, config.batch_size, 0, 0, config.in_memory, share=runtime.share())
     train(
         model,
-        train_loader(dataset, 16, config.batch_size, 0, 0, config.in_memory, share=runtime.share()),
+        (wrap or (lambda same: same))(batches),
         config,
         stage="x",
         seed=0,
@@ -127,6 +139,42 @@ def test_a_loss_that_is_not_finite_is_never_saved_or_logged(tmp_path, checkpoint
     assert [line["step"] for line in files.Log(tmp_path / "log.jsonl").read()] == [1, 2, 3, 4]
     saved = checkpoints.load(tmp_path / "x.pt")
     assert (saved and saved["step"]) == (4 if checkpoint_seconds == 0 else None)
+
+
+class Dying:
+    """Batches whose loader loses a worker at a step."""
+
+    def __init__(self, batches, at: int, error: Exception) -> None:
+        self.batches, self.at, self.error, self.batch_size = batches, at, error, batches.batch_size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def starting_at(self, step: int):
+        for number, batch in enumerate(self.batches.starting_at(step), step):
+            if number == self.at:
+                raise self.error
+            yield batch
+
+
+def test_when_the_loaders_processes_die_a_checkpoint_is_written_and_training_goes_on_from_there(tmp_path):
+    whole, expected = run(tmp_path / "whole")
+    with pytest.raises(EnvironmentLacks, match="gone"):
+        run(tmp_path / "died", wrap=lambda batches: Dying(batches, 5, EnvironmentLacks("gone")))
+    assert checkpoints.load(tmp_path / "died" / "x.pt")["step"] == 5
+    resumed, lines = run(tmp_path / "died")
+    assert lines == expected
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_step_is_told_as_well(tmp_path):
+    """torch raises that wherever the training is, from its handler of SIGCHLD."""
+
+    def die(*_) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with pytest.raises(EnvironmentLacks, match=r"a process that reads images has ended .*has the memory run out"):
+        run(tmp_path, progress=die)
 
 
 def test_distillation_is_temperature_squared_times_the_divergence_from_the_teacher():

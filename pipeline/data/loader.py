@@ -7,6 +7,7 @@ augmented at once; so the batches are the same with any number of workers and af
 import functools
 import itertools
 import os
+import shutil
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -20,18 +21,24 @@ from pipeline.data.batch_augment import augment_batch, send
 from pipeline.data.datasets import Arrays, Dataset, Split
 from pipeline.data.images import Picture
 from pipeline.data.view import View
+from pipeline.errors import EnvironmentLacks
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """uint8 (B, 3, size, size) and int64 (B,)"""
 Key = tuple[int, ...]
 """index of an image, and what its transform takes beside it"""
 
+SHARED_MEMORY = "/dev/shm"
+"""through which worker processes hand over their batches"""
 IN_MEMORY_BYTES = 2**30
 """the largest set of uint8 images that is kept in memory"""
 
 
 class Batches(Protocol):
     """Training batches of one process, without end."""
+
+    batch_size: int
+    """images in each: fewer than were asked for if the split has fewer"""
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -123,10 +130,15 @@ class _Transformed(torch.utils.data.Dataset):
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # its own: a loader must not consume the training's random numbers
         )
-        for batch in loader:
-            if isinstance(batch, ValueError):
-                raise batch
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, ValueError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if lack := explained(error):
+                raise lack from error
+            raise
 
     def in_order(self, batch_size: int, workers: int) -> Iterator[Batch]:
         """Every image once."""
@@ -139,7 +151,7 @@ class PerImage:
 
     def __init__(self, dataset: Dataset, size: int, order: Order, workers: int) -> None:
         self.images = _Transformed(dataset.train, train_transform(dataset.augmentation, size))
-        self.order, self.workers = order, workers
+        self.order, self.workers, self.batch_size = order, workers, order.batch_size
 
     def __len__(self) -> int:
         return len(self.order)
@@ -155,6 +167,7 @@ class InMemory:
     def __init__(self, dataset: Dataset, size: int, order: Order, workers: int, device: torch.device) -> None:
         self.split, self.augmentation, self.size = dataset.train, dataset.augmentation, size
         self.order, self.workers, self.device = order, workers, device
+        self.batch_size = order.batch_size
 
     def __len__(self) -> int:
         return len(self.order)
@@ -262,5 +275,28 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; workers must live until the parent has written its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of a terminal, and TERM those of a service or a cluster's job; workers must live
+    until the parent has written its checkpoint. One whose parent is gone ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def explained(error: RuntimeError) -> EnvironmentLacks | None:
+    """What torch's loader says of a process of its that has died, with what to do; None for any other error."""
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return None
+    if any(sign in text for sign in ("Bus error", "shared memory", "No space left", "unable to write to file")):
+        free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 0
+        return EnvironmentLacks(
+            f"shared memory ({SHARED_MEMORY}, {free >> 20} MiB free) is too small for the processes that read images: "
+            "enlarge it (docker run --shm-size=1g), or take a smaller BATCH_SIZE. What was computed is kept: repeat "
+            "the command to go on"
+        )
+    if "killed by signal" in text or "exited unexpectedly" in text:
+        return EnvironmentLacks(
+            f"a process that reads images has ended ({text.splitlines()[0]}): has the memory run out? A smaller "
+            "BATCH_SIZE takes less. What was computed is kept: repeat the command to go on"
+        )
+    return None

@@ -1,5 +1,6 @@
 """What DATASET= may be, and where it lies. Loads nothing heavy: a mistyped name should be refused at once."""
 
+import os
 from pathlib import Path
 
 from pipeline.data.catalog import KNOWN
@@ -7,10 +8,25 @@ from pipeline.data.catalog import KNOWN
 DATASETS = ("digits", *KNOWN, "folder:PATH")
 
 
+def resolve(name: str) -> str:
+    """A name as it is kept: a directory or zip that exists needs no `folder:`, and has one name, however written."""
+    given = name.removeprefix("folder:")
+    if name == "digits" or name in KNOWN or not given:
+        return name
+    path = Path(os.path.abspath(Path(given).expanduser()))
+    if not (name.startswith("folder:") or path.exists()):
+        return name
+    return f"folder:{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
+
+
 def check_name(name: str, folder: Path | None = None) -> None:
     """Raises ValueError for a name that `load_dataset` does not know, and for data that are not there."""
     if name != "digits" and name not in KNOWN and not name.startswith("folder:"):
-        raise ValueError(f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}")
+        raise ValueError(
+            f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}; and there is no directory or zip of that name"
+        )
+    if name == "folder:":
+        raise ValueError("DATASET=folder: lacks the path of a directory or zip")
     if folder and name not in KNOWN:
         raise ValueError(f"DATA={folder} tells where one of {', '.join(KNOWN)} lies; leave it out for DATASET={name}")
     path = path_of(name, folder)

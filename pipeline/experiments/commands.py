@@ -41,7 +41,7 @@ def pretrain(
     seed: SeedOption = 0,
 ) -> None:
     """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
-    names.check_name(data)
+    names.check_name(names.resolve(data))
     check_name(model)
     config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
     folder = sessions.RUNS / "pretrain"
@@ -240,8 +240,8 @@ def _compared(
 
     A dense model trains for as many epochs as a method does in both of its stages.
     """
-    names.check_name(dataset, data)
     preset = presets.of(dataset, model, 0.5)
+    names.check_name(preset.dataset, data)
     assert preset.prune is not None
     assert preset.finetune is not None
     total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)

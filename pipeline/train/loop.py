@@ -25,7 +25,7 @@ from pipeline import files
 from pipeline.config import TrainConfig
 from pipeline.data.loader import Batches
 from pipeline.data.view import View, normalise
-from pipeline.errors import Interrupted
+from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.train import checkpoints, runtime
 
 # Soft distillation as in arXiv 2012.12877, section 4, with its temperature and weight.
@@ -65,6 +65,7 @@ def train(
     teacher: nn.Module | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Train `model` in place, from `checkpoint` if there is one; it is on the CPU afterwards.
 
@@ -74,8 +75,9 @@ def train(
     teacher:  model whose logits are learned from too
     evaluate: top-1 accuracy in percent of the model as it stands; logged at the end of every epoch
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
-    Raises Interrupted after Ctrl-C, with a checkpoint written; ValueError if the loss stops being finite, which is
-    noticed a step late but never saved.
+    say:      told, in a line, what the user should know
+    Raises Interrupted after Ctrl-C, and EnvironmentLacks if the processes that read images have died, both with a
+    checkpoint written; ValueError if the loss stops being finite, which is noticed a step late but never saved.
     """
     accelerator = runtime.accelerator()
     device = accelerator.device
@@ -103,7 +105,7 @@ def train(
 
     fields = {**dataclasses.asdict(config), "checkpoint_seconds": None}
     step = 0
-    if state := checkpoints.load(checkpoint):
+    if state := checkpoints.load_latest(checkpoint, say):
         if (state["config"], state["seed"]) != (fields, seed):
             raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. {_BEGIN_ANEW}")
         try:
@@ -143,7 +145,12 @@ def train(
     saved_at = time.monotonic()
     with runtime.StopRequest() as stop, contextlib.closing(batches.starting_at(step)) as stream:
         while step < total:
-            images, labels = next(stream)
+            try:
+                images, labels = next(stream)
+            except EnvironmentLacks:
+                write_waiting()
+                save()
+                raise
             set_seed(_step_seed(seed, step), device_specific=True)
             scheduler.step_update(step)
             images, labels = (part.to(device, non_blocking=device.type == "cuda") for part in (images, labels))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.data.loader import Share
+from pipeline.data.loader import Share, explained
 from pipeline.errors import Interrupted
 
 
@@ -38,6 +38,9 @@ class StopRequest:
             raise Interrupted("stopped at once, without a new checkpoint")
         self.set = True
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # a loader's process that has died makes itself known in the middle of whatever is being done
+        if isinstance(error, RuntimeError) and (lack := explained(error)):
+            raise lack from error
