@@ -96,7 +96,7 @@ def parse_json(
         key, expected = version
         found = values.pop(key, None) if isinstance(values, dict) else None
         if type(found) is not int or found != expected:
-            raise _told(f"{where}:", f"{key} is {_shown(found)}, this program reads {expected}", fix)
+            raise _told(f"{where}:", f"{key} is {shown(found)}, this program reads {expected}", fix)
     return parse(kind, values, where, source=source, fix=fix)
 
 
@@ -144,7 +144,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {_shown(key)} stands there twice")
+                raise ValueError(f"the key {shown(key)} stands there twice")
             seen.add(key)
     return found
 
@@ -185,7 +185,7 @@ def _reader(kind: Any, source: Source) -> _Read:
 
 def _is(kind: type, name: str, value: Any) -> Any:
     if type(value) is not kind:
-        raise Fault(f"must be {name}, not {_shown(value)}")
+        raise Fault(f"must be {name}, not {shown(value)}")
     return value
 
 
@@ -198,7 +198,7 @@ def _number(whole: bool, value: Any) -> float:
         not whole and type(value) is float and math.isfinite(value)
     ):
         return value
-    raise Fault(f"must be a {'whole' if whole else 'finite'} number, not {_shown(value)}")
+    raise Fault(f"must be a {'whole' if whole else 'finite'} number, not {shown(value)}")
 
 
 def _free(text: _Read, value: Any, depth: int = 0) -> Any:
@@ -228,7 +228,7 @@ def _literal(allowed: tuple[Any, ...], value: Any) -> Any:
     for one in allowed:
         if type(value) is type(one) and value == one:
             return one
-    raise Fault(f"must be {' or '.join(map(_shown, allowed))}, not {_shown(value)}")
+    raise Fault(f"must be {' or '.join(map(shown, allowed))}, not {shown(value)}")
 
 
 def _union(members: list[tuple[Any, _Read]], value: Any) -> Any:
@@ -246,7 +246,7 @@ def _union(members: list[tuple[Any, _Read]], value: Any) -> Any:
 
 def _list(item: _Read, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise Fault(f"must be a list, not {_shown(value)}")
+        raise Fault(f"must be a list, not {shown(value)}")
     _few(value)
     found: list[Any] = []
     try:
@@ -259,7 +259,7 @@ def _list(item: _Read, value: Any) -> tuple[Any, ...]:
 
 def _fixed(items: list[_Read], value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or len(value) != len(items):
-        raise Fault(f"must be a list of {len(items)}, not {_shown(value)}")
+        raise Fault(f"must be a list of {len(items)}, not {shown(value)}")
     found: list[Any] = []
     try:
         for item, one in zip(items, value, strict=True):
@@ -283,7 +283,7 @@ def _dict(name: _Read, item: _Read, value: Any) -> dict[Any, Any]:
 def _built(kind: Any, readers: dict[str, _Read], required: Iterable[str], foreign: bool, value: Any) -> Any:
     _keyed(value)
     if not foreign and (unknown := [key for key in value if key not in readers]):
-        raise Fault(f"has the unknown key {_shown(unknown[0])}. Known: {', '.join(readers)}")
+        raise Fault(f"has the unknown key {shown(unknown[0])}. Known: {', '.join(readers)}")
     arguments = {}
     for name, read in readers.items():
         if name in value:
@@ -303,7 +303,7 @@ def _built(kind: Any, readers: dict[str, _Read], required: Iterable[str], foreig
 
 def _keyed(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(type(key) is str for key in value):
-        raise Fault(f"must be an object, not {_shown(value)}")
+        raise Fault(f"must be an object, not {shown(value)}")
     return value
 
 
@@ -313,10 +313,10 @@ def _few(value: Any) -> None:
 
 
 def _key(key: str) -> str:
-    return key if key.isidentifier() else _shown(key)
+    return key if key.isidentifier() else shown(key)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message, in a few words."""
     for kinds, name in ((dict, "an object"), (list | tuple, "a list")):
         if isinstance(value, kinds):

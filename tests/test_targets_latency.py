@@ -1,6 +1,7 @@
 """The measuring protocol, on a clock that the test winds itself."""
 
 import ast
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from targets import latency
-from targets.latency import FULL, QUICK, LatencyResult, Protocol, measure, summarise
+from targets.latency import FULL, QUICK, LatencyResult, Protocol, measure, restated, summarise
 
 
 class Clock:
@@ -146,3 +147,34 @@ def test_the_file_runs_where_only_numpy_is() -> None:
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules == {"math", "time", "collections.abc", "dataclasses", "pathlib", "typing", "numpy"}
+
+
+@pytest.mark.parametrize("samples", [[], [float("nan")] * 99, [1000] * 99 + [float("inf")], [-float("inf"), 1000]])
+def test_what_is_no_measurement_is_refused(samples: list[int]) -> None:
+    with pytest.raises(ValueError, match="needs at least one sample, and all of them must be numbers"):
+        summarise(samples, seconds=1, min_samples=1)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds must be from 0"):
+        summarise([1000] * 99, seconds=seconds, min_samples=1)
+
+
+def test_a_result_does_not_contradict_itself() -> None:
+    result = summarise([1000 + i for i in range(99)], seconds=1, min_samples=1)
+    for change in ({"samples": 98}, {"samples_ms": ()}, {"samples": 0, "samples_ms": ()}, {"p50_ms": 1.0}, {"p5_ms": 0},
+                   {"p90_ms": float("nan")}, {"mean_ms": float("inf")}, {"why_invalid": "busy"}, {"valid": False},
+                   {"seconds": -1.0}):  # fmt: skip
+        with pytest.raises(ValueError):
+            dataclasses.replace(result, **change)
+
+
+def test_what_another_machine_tells_is_computed_anew() -> None:
+    result = summarise([1_000_000 + i for i in range(99)], seconds=1, min_samples=1)
+    told = dataclasses.replace(result, p5_ms=0.1, p50_ms=0.2, p90_ms=0.3, p90_bound_ms=0.4, mean_ms=0.2)
+    assert restated(told, 1) == result
+    assert restated(latency.invalid(told, "hot"), 1) == latency.invalid(result, "hot")
+    assert not restated(result, 100_000).why_invalid, "early stopping"
+    few = summarise([1_000_000] * 5, seconds=1, min_samples=5)
+    assert restated(few, 10).why_invalid == "5 samples in 1.0 s, 10 needed"

@@ -232,13 +232,13 @@ def _recomputed(result: DeviceResult, job: Job) -> DeviceResult:
         raise ValueError(f"threads: must be from 1 to {job.threads}, not {result.threads}")
     for flags in (result.before.get("throttled"), result.after.get("throttled")):
         if flags is not None and not THROTTLED.fullmatch(flags):
-            raise ValueError(f"throttled: {flags!r} are no flags")
+            raise ValueError(f"throttled: {strict.shown(flags)} are no flags")
     golden = _logits("golden", result.golden, len(job.golden), job.classes)
     logits = _logits("logits", result.logits, len(job.labels), job.classes)
     if result.peak_mb is not None and not (job.memory and 0 <= result.peak_mb < MOST_MB):
         raise ValueError(f"peak_mb: {result.peak_mb} is no memory that was asked for")
     if unknown := result.unmeasured.keys() - {*job.files[1:], MEMORY}:
-        raise ValueError(f"unmeasured: {sorted(unknown)[0]!r} may not be missing")
+        raise ValueError(f"unmeasured: {strict.shown(sorted(unknown)[0])} may not be missing")
     timed = set(job.files) - result.unmeasured.keys() if job.protocol else set()
     if result.latency.keys() != timed:
         raise ValueError(f"latency: of {len(result.latency)} artifacts instead of {len(timed)}")

@@ -1,0 +1,385 @@
+"""What a device may answer: its numbers are computed anew, and what cannot be true is refused, with a sentence."""
+
+import copy
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from targets.devices.job import (
+    MEMORY,
+    DeviceError,
+    DeviceResult,
+    Job,
+    read_job,
+    read_result,
+    result_of,
+    write_job,
+    write_result,
+)
+from targets.latency import Protocol, summarise
+
+FILE, OTHER = "pruned.tflite", "dense.tflite"
+SHA256 = {FILE: "a" * 64, OTHER: "b" * 64, "golden.u8": "c" * 64, "images.u8": "d" * 64}
+DEVICE = {"device": "a board", "os": "Linux", "cpu": None, "cores": 4, "arch": "aarch64", "emulated": None}
+CONDITIONS = {"governor": "ondemand", "temperature_c": 51.5, "throttled": "0x0", "battery": None}
+
+JOB = Job(
+    id="7" * 32,
+    format="tflite",
+    files=(FILE, OTHER),
+    sha256=SHA256,
+    threads=4,
+    height=8,
+    width=8,
+    classes=3,
+    golden=((0.5, -1.0, 2.0), (1.0, 0.0, 0.0)),
+    labels=(2, 0, 1, 1),
+    protocol=Protocol(name="brief", seconds=0.5, min_samples=5, warmup=0, cooldown_s=0.0),
+    memory=True,
+)
+
+
+def latency(first_ms: float) -> dict[str, Any]:
+    result = summarise([int(1e6 * (first_ms + i)) for i in range(6)], seconds=0.5, min_samples=5)
+    return {**dataclasses.asdict(result), "samples_ms": list(result.samples_ms)}
+
+
+def sound() -> dict[str, Any]:
+    """A result as a device sends it."""
+    return {
+        "version": 1,
+        "job": JOB.id,
+        "file": FILE,
+        "sha256": SHA256[FILE],
+        "device": dict(DEVICE),
+        "threads": 4,
+        "runtime": "a runtime",
+        "runtime_version": "1.2",
+        "refused": None,
+        "before": dict(CONDITIONS),
+        "after": dict(CONDITIONS),
+        "golden": [[0.5, -1.0, 2.25], [1.0, 0.0, 0.0]],
+        "golden_error": 0.25,
+        "logits": [[0.0, 0.1, 0.2], [0.0, 3.0, 0.2], [0.0, 1.0, 0.2], [0.0, 4.0, 0.2]],
+        "top1": 0.75,
+        "latency": {FILE: latency(10), OTHER: latency(20)},
+        "peak_mb": 12.5,
+        "unmeasured": {},
+    }
+
+
+def read(content: Any) -> DeviceResult:
+    return result_of(json.dumps(content).encode(), JOB)
+
+
+def test_a_sound_result_is_what_its_raw_numbers_say() -> None:
+    result = read(sound())
+    assert (result.golden_error, result.top1, result.peak_mb) == (0.25, 0.75, 12.5)
+    assert result.latency[FILE] == summarise([int(1e6 * (10 + i)) for i in range(6)], seconds=0.5, min_samples=5)
+    assert result.latency[FILE].p50_ms == 12.5
+    assert result.device == DEVICE
+    assert result.after["temperature_c"] == 51.5
+
+
+def test_no_statistic_is_believed() -> None:
+    told = sound()
+    told |= {"top1": 1.0, "golden_error": 0.0}
+    wrong = {"p5_ms": 1, "p50_ms": 1, "p90_ms": 1, "p90_bound_ms": 1, "mean_ms": 1}
+    told["latency"][FILE] |= wrong
+    assert read(told) == read(sound())
+    told |= {"top1": None, "golden_error": None}
+    assert read(told) == read(sound())
+
+
+def test_what_is_too_few_or_too_uneven_is_not_valid_whatever_is_told() -> None:
+    told = sound()
+    for entry in told["latency"].values():
+        entry |= {"samples": 2, "samples_ms": entry["samples_ms"][:2]}
+    few = read(told).latency[FILE]
+    assert not few.valid
+    assert "2 samples" in str(few.why_invalid)
+    told = sound()
+    told["latency"][FILE]["samples_ms"] = [1.0] * 5 + [90.0]
+    uneven = read(told).latency[FILE]
+    assert not uneven.valid
+    assert "busy" in str(uneven.why_invalid)
+    told["latency"][FILE]["samples_ms"] = [0.0] * 6
+    assert "the clock showed 0 ns" in str(read(told).latency[FILE].why_invalid)
+
+
+def test_a_devices_own_doubts_stay() -> None:
+    told = sound()
+    told["latency"][FILE] |= {"valid": False, "why_invalid": "the page was hidden"}
+    found = read(told).latency
+    assert (found[FILE].valid, found[FILE].why_invalid) == (False, "the page was hidden")
+    assert found[OTHER].valid
+
+
+def test_logits_that_are_no_numbers_are_wrong_ones() -> None:
+    told = sound()
+    told["logits"][0], told["golden"][1][2] = [None, None, None], None
+    result = read(told)
+    assert result.top1 == 0.5
+    assert result.golden_error is None
+    assert math.isnan(result.logits[0][0])  # type: ignore[arg-type]
+
+
+def test_a_refused_artifact_has_no_numbers() -> None:
+    nothing = {"golden": [], "logits": [], "latency": {}, "golden_error": None, "top1": None, "peak_mb": None}
+    told = {**sound(), **nothing, "refused": "too new", "runtime": "", "before": {}, "after": {}}
+    assert read(told).refused == "too new"
+    for change in ({"top1": 0.0}, {"peak_mb": 0.0}, {"golden": sound()["golden"]}, {"refused": ""}):
+        with pytest.raises(DeviceError, match="refused has a reason and no measurements"):
+            read({**told, **change})
+
+
+def set_at(*keys: Any) -> Callable[[dict[str, Any], Any], None]:
+    def change(content: Any, value: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+NOTHING: dict[str, Any] = {"samples": 0, "samples_ms": [], "p50_ms": -1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("latency", FILE), {**latency(1), **NOTHING}, "one at least is needed"),
+        (("latency", FILE, "samples"), 5, "samples is 5, with 6 samples_ms"),
+        (("latency", FILE, "samples"), 6.0, "samples: must be a whole number"),
+        (("latency", FILE, "p50_ms"), "12", "p50_ms: must be a finite number, not '12'"),
+        (("latency", FILE, "p50_ms"), -1, "rise in this order"),
+        (("latency", FILE, "p50_ms"), None, "p50_ms: must be a finite number"),
+        (("latency", FILE, "seconds"), -1, "seconds must be from 0"),
+        (("latency", FILE, "seconds"), 1e9, "seconds must be from 0"),
+        (("latency", FILE, "seconds"), 0.25, "as many samples each, in the same time"),
+        (("latency", FILE, "valid"), 1, "valid: must be true or false"),
+        (("latency", FILE, "valid"), False, "why_invalid must give the reason"),
+        (("latency", FILE, "samples_ms", 0), None, r"samples_ms\[0\]: must be a finite number"),
+        (("latency", FILE, "samples_ms", 0), [1], r"samples_ms\[0\]: must be a finite number"),
+        (("latency", FILE, "samples_ms", 0), 1e300, "take longer|no inference takes"),
+        (("latency", FILE, "samples_ms"), [100.0] * 6, "the samples take longer than the 0.5 s"),
+        (("latency", OTHER), latency(1) | {"samples": 5, "samples_ms": [1.0] * 5}, "as many samples each"),
+        (("latency",), {}, "of 0 artifacts instead of 2"),
+        (("latency",), [], "latency: must be an object"),
+        (("latency", "../x"), latency(1), "of 3 artifacts instead of 2"),
+        (("peak_mb",), -5, "is no memory"),
+        (("peak_mb",), True, "peak_mb: must be a finite number, not True"),
+        (("peak_mb",), 1e12, "is no memory"),
+        (("threads",), 0, "threads: must be from 1 to 4"),
+        (("threads",), 5, "threads: must be from 1 to 4"),
+        (("threads",), True, "threads: must be a whole number"),
+        (("runtime",), "", "must have a name"),
+        (("device",), None, "device: must be an object"),
+        (("device", "cores"), "4", "device.cores: must be a whole number"),
+        (("device", "root"), True, "unknown key 'root'"),
+        (("after", "throttled"), "hot", "'hot' are no flags"),
+        (("after", "throttled"), 0, "after.throttled: must be text"),
+        (("before", "temperature_c"), "51", "before.temperature_c: must be a finite number"),
+        (("golden", 0), [[0.5], -1.0, 2.0], r"golden\[0\]\[0\]: must be a finite number"),
+        (("golden",), [[0.5, -1.0, 2.0]], "golden: 1 rows instead of 2 of 3"),
+        (("logits", 3), [0.0, 4.0], "logits: 4 rows instead of 4 of 3"),
+        (("logits",), [], "logits: 0 rows instead of 4"),
+        (("logits",), "none", "logits: must be a list"),
+        (("unmeasured",), {FILE: "why not"}, "'pruned.tflite' may not be missing"),
+        (("unmeasured",), {"x": "why not"}, "'x' may not be missing"),
+        (("unmeasured",), {OTHER: "gone"}, "of 2 artifacts instead of 1"),
+        (("refused",), "no", "refused has a reason and no measurements"),
+        (("version",), 2, "version is 2, this program reads 1"),
+        (("verdict",), "pass", "unknown key 'verdict'"),
+    ],
+)
+def test_what_cannot_be_true_is_refused(keys: tuple[Any, ...], value: Any, message: str) -> None:
+    told = sound()
+    set_at(*keys)(told, value)
+    with pytest.raises(DeviceError, match=rf"not whole.*({message}).*; repeat the command"):
+        read(told)
+
+
+@pytest.mark.parametrize("key", ["job", "file", "sha256"])
+def test_a_result_of_anything_else_is_refused(key: str) -> None:
+    told = sound()
+    told[key] = {"job": "8" * 32, "file": OTHER, "sha256": SHA256[OTHER]}[key]
+    with pytest.raises(DeviceError, match=r"belongs to another artifact than pruned\.tflite; repeat the command"):
+        read(told)
+
+
+@pytest.mark.parametrize("key", [key for key in sound() if key not in ("version", "refused")])
+def test_what_is_missing_is_refused_or_computed(key: str) -> None:
+    told = sound()
+    del told[key]
+    if key in ("golden_error", "top1"):
+        assert read(told) == read(sound())
+    elif key in ("peak_mb", "before", "after", "unmeasured"):
+        assert read(told).top1 == 0.75, "not every device tells"
+    else:
+        with pytest.raises(DeviceError, match="not whole"):
+            read(told)
+
+
+def test_numbers_that_were_not_asked_for_are_refused() -> None:
+    for changes in ({"memory": False}, {"protocol": None}, {"labels": ()}, {"golden": ()}):
+        with pytest.raises(DeviceError, match="not whole"):
+            result_of(json.dumps(sound()).encode(), dataclasses.replace(JOB, **changes))
+
+
+def test_what_could_not_be_measured_is_told() -> None:
+    told = sound()
+    del told["latency"][OTHER]
+    told |= {"unmeasured": {OTHER: "gone", MEMORY: "killed"}, "peak_mb": None}
+    assert read(told).unmeasured == {OTHER: "gone", MEMORY: "killed"}
+
+
+def test_control_characters_of_a_device_reach_nobody() -> None:
+    told = sound()
+    told["device"]["device"] = "\x1b[2Ja board\x07"
+    told["latency"][FILE] |= {"valid": False, "why_invalid": "\x1b]0;title\x07"}
+    result = read(told)
+    assert result.device["device"] == "�[2Ja board�"
+    assert result.latency[FILE].why_invalid == "�]0;title�"
+    assert str(DeviceError("\x1b[31mred\x1b[0m\nnext")) == "�[31mred�[0m\nnext"
+    told["\x1b[31m"] = 1
+    with pytest.raises(DeviceError) as raised:
+        read(told)
+    assert "\x1b" not in str(raised.value)
+
+
+def test_it_survives_being_written_and_read(tmp_path: Path) -> None:
+    result = read(sound())
+    assert read_result(write_result(result, tmp_path / "result.json"), JOB) == result
+    with pytest.raises(DeviceError, match=r"none\.json is missing or not whole"):
+        read_result(tmp_path / "none.json", JOB)
+
+
+# Any kind of damage, 10,000 times: never a traceback, and never a result without its numbers.
+
+STRANGE: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2**31, 2**63, 10**400, 0.0, -0.5, 1e-300, 1e300, math.inf, -math.inf, math.nan),
+    *("", "12", "\x1b[2J", "\0", "\ud800", "é" * 3000, "../../x", FILE, [], {}, [[]], [None], {"a": 1}, [1] * 50),
+)
+
+
+def strange(draw: random.Random) -> Any:
+    return copy.deepcopy(draw.choice(STRANGE))
+
+
+def places(content: Any) -> list[tuple[Any, Any]]:
+    """Every container of the content, with every key in it."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content)
+    return [
+        found
+        for key, value in inside
+        for found in [(content, key), *(places(value) if isinstance(value, dict | list) else [])]
+    ]
+
+
+def mutate(content: dict[str, Any], draw: random.Random) -> None:
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        found = places(content)
+        if not found:
+            return
+        container, key = draw.choice(found)
+        match draw.randrange(6):
+            case 0 | 1 | 2:
+                container[key] = strange(draw)
+            case 3:
+                other, name = draw.choice(found)
+                container[key] = other[name] if not isinstance(other[name], dict | list) else [1.0]
+            case 4:
+                del container[key]
+            case 5 if isinstance(container, list):
+                container.insert(key, strange(draw))
+            case _:
+                container[f"{key}?"[: draw.randrange(9)] if isinstance(key, str) else key] = strange(draw)
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """The bytes with some of them changed, left out or repeated."""
+    start = draw.randrange(len(content))
+    end = min(len(content), start + draw.choice((1, 1, 2, 20, 500)))
+    middle = draw.choice((b"", bytes(draw.randrange(256) for _ in range(3)), content[start:end] * 2, b"[" * 3000))
+    return content[:start] + middle + content[end:]
+
+
+def test_ten_thousand_mutated_results_are_refused_or_whole() -> None:
+    draw, accepted, count = random.Random(0), 0, 10_000
+    sentences: set[str] = set()
+    text = json.dumps(sound())
+    for number in range(count):
+        content = json.loads(text)
+        mutate(content, draw)
+        told = json.dumps(content).encode()
+        if number % 5 == 0:
+            told = damaged(told, draw)
+        try:
+            result = result_of(told, JOB)
+        except DeviceError as error:
+            sentences.add(str(error))
+        else:
+            accepted += 1
+            check_numbers(result)
+    assert all("; repeat the command" in text and text.isprintable() and len(text) < 1000 for text in sentences)
+    assert 0.02 * count < accepted < 0.5 * count, "some damage hits what is computed anew, or nobody needs"
+
+
+def check_numbers(result: DeviceResult) -> None:
+    """Every number that a verdict needs is there, and follows from the raw ones."""
+    assert (result.job, result.file, result.sha256, result.refused) == (JOB.id, FILE, SHA256[FILE], None)
+    assert np.shape(result.logits) == (4, 3)
+    assert np.shape(result.golden) == (2, 3)
+    assert result.top1 is not None
+    assert 0 <= result.top1 <= 1
+    assert result.golden_error is None or 0 <= result.golden_error < math.inf
+    assert (result.golden_error is None) == any(math.isnan(value or 0) for row in result.golden for value in row)
+    assert result.latency.keys() | result.unmeasured.keys() >= {FILE, OTHER}
+    assert FILE in result.latency
+    assert result.peak_mb is None or 0 <= result.peak_mb < 1e6
+    for latency in result.latency.values():
+        assert latency.samples == len(latency.samples_ms) >= 1
+        assert all(map(math.isfinite, (latency.p5_ms, latency.p50_ms, latency.p90_ms, latency.mean_ms)))
+        assert latency.p50_ms == np.median(latency.samples_ms)
+        assert not latency.valid or (latency.samples >= 5 and min(latency.samples_ms) > 0)
+    texts = (result.runtime, result.device["device"], *result.unmeasured.values())
+    assert all(text.isprintable() and len(text) <= 2000 for text in texts)
+
+
+# The job, as a board reads it.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": []}, "at least one artifact"),
+        ({"files": [FILE, FILE]}, "each named once"),
+        ({"files": ["x"]}, "with its checksum"),
+        *(
+            ({"sha256": {**SHA256, name: "e" * 64}}, "is no name")
+            for name in ("", ".", "..", "a/b", "/a", "a\\b", "\0")
+        ),
+        ({"sha256": {**SHA256, "job.json": "e" * 64}}, "is no name"),
+        ({"threads": 0}, "must be at least 1"),
+        ({"threads": "4"}, "threads: must be a whole number"),
+        ({"golden": [[1.0]]}, "3 logits a row"),
+        ({"labels": [3]}, "labels must be from 0 to 2"),
+        ({"labels": [True]}, r"labels\[0\]: must be a whole number"),
+        ({"protocol": {"name": "x"}}, "protocol: lacks seconds"),
+        ({"more": 1}, "unknown key 'more'"),
+        ({"version": 2}, "version is 2"),
+    ],
+)
+def test_a_job_that_is_none_is_not_done(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content = json.loads(write_job(JOB, tmp_path).read_text())
+    (tmp_path / "job.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(DeviceError, match=rf"job\.json is missing or not whole.*{message}"):
+        read_job(tmp_path)
