@@ -8,6 +8,7 @@ scale of the dense head, K^-0.5, is folded into the weights of q.
 On disk: architecture.json (sizes, self-sufficient) and weights.safetensors. Works for dense models too.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -197,43 +198,76 @@ def build(architecture: Architecture, weights: dict[str, Tensor]) -> VisionTrans
 
 
 def save_compact(model: nn.Module, folder: str | Path) -> None:
-    """Write architecture.json and weights.safetensors of a compact or dense model; no file is ever half written."""
+    """Write architecture.json and weights.safetensors of a compact or dense model; no file is ever half written.
+
+    Raises ValueError if the model could not be read again.
+    """
     folder = Path(folder)
     architecture = architecture_of(model)
-    from_json(architecture.to_json(), "the model")  # what is written can be read
-    folder.mkdir(parents=True, exist_ok=True)
+    from_json(architecture.to_json(), "the model")
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    _check_weights(weights, "the model")
     # safetensors notices a truncated file but not a changed one
     # one key only: safetensors writes several in random order, and equal models should give equal files
-    _write(folder / WEIGHTS_FILE, save(weights, metadata={"sha256": _digest(weights)}))
+    metadata = {"sha256": f"{_digest(weights)} {_digest_of_sizes(architecture)}"}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS_FILE, save(weights, metadata=metadata))
     _write(folder / ARCHITECTURE_FILE, (json.dumps(architecture.to_json(), indent=1) + "\n").encode())
 
 
-def load_compact(folder: str | Path) -> VisionTransformer:
-    """The model that save_compact wrote, on the CPU and in eval mode; needs no dense weights.
+def load_compact(folder: str | Path, device: torch.device | str = "cpu") -> VisionTransformer:
+    """The model that save_compact wrote, on this device and in eval mode; needs no dense weights.
 
     Raises ValueError, naming the file, if one is damaged or the two don't belong together, and FileNotFoundError.
+    Weights that safetensors itself has written, without our checksums, are taken as they are.
     """
     architecture_path, weights_path = Path(folder) / ARCHITECTURE_FILE, Path(folder) / WEIGHTS_FILE
     advice = "write the model again with save_compact"
     try:
         architecture = read_architecture(architecture_path)
+        weights, noted = _read_weights(weights_path)
+        _check_weights(weights, str(weights_path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename} is missing: {advice}") from error
     except ValueError as error:
         raise ValueError(f"{error}: {advice}") from error
-    if not weights_path.exists():
-        raise FileNotFoundError(f"{weights_path} is missing: {advice}")
     try:
-        with safe_open(weights_path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{weights_path} is damaged ({error}): {advice}") from error
-    if metadata.get("sha256") != _digest(weights):
-        raise ValueError(f"{weights_path} is damaged (its checksum is wrong): {advice}")
-    try:
-        return build(architecture, weights)
+        model = build(architecture, weights)
     except ValueError as error:
         raise ValueError(f"{weights_path} does not fit {architecture_path.name} ({error}): {advice}") from error
+    if noted and noted != _digest_of_sizes(architecture):
+        raise ValueError(f"{architecture_path} is damaged (its checksum is wrong): {advice}")
+    return model.to(device)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors in a file, and the checksum of the architecture that goes with them; "": none was noted."""
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            noted = (file.metadata() or {}).get("sha256", "")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    of_weights, _, of_architecture = noted.partition(" ")  # the first version noted the weights' alone
+    if of_weights and of_weights != _digest(weights):
+        raise ValueError(f"{path} is damaged (its checksum is wrong)")
+    return weights, of_architecture
+
+
+def _check_weights(weights: dict[str, Tensor], source: str) -> None:
+    """Raise ValueError unless all are finite numbers. source: of the weights, for the message."""
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise ValueError(f"{source} holds {name} as {value.dtype}")
+        if not value.isfinite().all():
+            raise ValueError(f"{source} holds numbers that are not finite in {name}")
+
+
+def _digest_of_sizes(architecture: Architecture) -> str:
+    """SHA-256 of what the file says, however it is laid out."""
+    return hashlib.sha256(json.dumps(architecture.to_json(), sort_keys=True).encode()).hexdigest()
 
 
 def _digest(weights: dict[str, Tensor]) -> str:

@@ -12,6 +12,10 @@ of batch size is stored, and the gradient of the mask follows from the gradient 
 
 with W and dL/dW those of the raw parameter. They are already averaged over ranks and accumulated over micro-batches.
 
+The score holds the mask itself, and its square the mask's square: an element at 0.1 scores a hundredth of what it would
+unmasked, one at 0 scores 0. Once masks are apart, the order inside a block therefore hardly changes; what comes back
+later comes back because its block is given more, in the order of the ranks.
+
 A masked layer is the same nn.Linear with the same parameters, a forward of its own, and its masks as buffers beside the
 weights: a copy of the model has them, and its state dict too. They are stored as the bits of float32 in an integer
 tensor, since averages of a model (timm's ModelEmaV3, torch's AveragedModel) average what is floating and copy the rest:

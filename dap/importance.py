@@ -2,6 +2,8 @@
 
 A block's gates (in, width, out) are ranked together; element 0 of the joint ranking is cut first. Cutting is described
 by one number per block, the elements kept from the top, and a curve: cost of the block at 0, 1, ... E kept elements.
+Scores hold the square of the element's own mask (see dap.gates), so that what has been masked keeps low ranks: blocks
+win their budget back at any update, single elements hardly change places with those that stayed.
 Shape suffix: E elements of all gates of one block.
 """
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from dap.method import average_over_ranks
 
@@ -163,7 +164,7 @@ class Indicator:
         """One training step of all probes.
 
         Returns (2, B) float32, detached: the loss before minus the loss after each block, of the class-token probe and
-        the patch probe, in nats. Positive: the block helps.
+        the patch probe, in nats. Positive: the block helps. A step whose losses are not finite teaches nothing.
         """
         with torch.enable_grad(), torch.autocast(tokens.targets.device.type, enabled=False):
             parts, first = [], 0
@@ -177,8 +178,16 @@ class Indicator:
                 first += size
             loss_2BS = torch.cat(parts, dim=1)
         # the probes start equal on all ranks (same seed) and so stay equal
-        average_over_ranks([cast(Tensor, p.grad) for p in self.probes.parameters()])
-        self.optimizer.step()
+        grads = [cast(Tensor, p.grad) for p in self.probes.parameters()]
+        average_over_ranks(grads)
+        # A step with tokens that are not finite is one that the model's optimizer skips under a GradScaler. AdamW's
+        # fused kernels leave such a step out by themselves, so that a GPU need not be waited for.
+        overflow = ~get_total_norm(grads).isfinite()
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = overflow.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not overflow:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return loss_2BS[..., 0] - loss_2BS[..., 1]
 

@@ -80,8 +80,11 @@ class Method(Decided, Protocol):
     def loss(self, targets: Tensor) -> Tensor | None:
         """What the method adds to the main loss of the last training forward, or None."""
 
-    def step(self, targets: Tensor) -> MaskUpdate | None:
-        """Learn from one training step, after backward; returns what an update of the masks did, or None."""
+    def step(self, targets: Tensor, *, grad_scale: float | Tensor = 1.0) -> MaskUpdate | None:
+        """Learn from one training step, after backward; returns what an update of the masks did, or None.
+
+        grad_scale: what gradients are still multiplied by: GradScaler.get_scale(), unless unscale_() came before
+        """
 
 
 @runtime_checkable

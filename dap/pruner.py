@@ -124,6 +124,7 @@ class Pruner:
         self._done = False
         self._score_sum = torch.zeros(sum(map(sum, self._lengths)), device=device)
         self._bpi_sum = torch.zeros(2, len(self._ranks), device=device)
+        self._bpi_skipped = torch.zeros(1, device=device)  # steps whose losses were not finite
         self._scored_steps = 0
         self._temperature = self.config.temperature
 
@@ -132,30 +133,43 @@ class Pruner:
     def loss(self, targets: Tensor) -> None:
         """Nothing is added to the main loss."""
 
-    def step(self, targets: Tensor) -> MaskUpdate | None:
+    def step(self, targets: Tensor, *, grad_scale: float | Tensor = 1.0) -> MaskUpdate | None:
         """Learn from one training step; move the masks when an update is due.
 
         targets: (B,) class indices or (B, C) probabilities of the last forward pass, the main loss's own
-        Returns what an update did, or None between updates. Raises ValueError if no training forward or no backward
-        went before, if targets don't fit the images, or if the run is over.
+        grad_scale: what gradients are still multiplied by: GradScaler.get_scale(), unless unscale_() came before
+        Returns what an update did, or None between updates. A step whose loss or gradients are not finite counts, but
+        teaches nothing. Raises ValueError, and then nothing has changed, if no training forward or no backward went
+        before, if targets don't fit the images, or if the run is over.
         """
         if self._done or self._hard or self._step >= self.schedule.total_steps:
             raise ValueError(f"the pruning run of {self.schedule.total_steps} steps is over: call finalize()")
-        scores = self._gates.scores() if self.config.score == "taylor" else self._gates.norms()
-        # A step with overflowed gradients (mixed precision) is one that the optimizer skips as well.
+        scores = self._gates.scores() / grad_scale if self.config.score == "taylor" else self._gates.norms()
+        bpi = None
+        if self._tap.open:
+            self._check_targets(targets)
+            bpi = self._indicator.learn(self._tap.take(targets))
         self._score_sum += torch.where(scores.sum().isfinite(), scores.square(), 0.0)
         self._scored_steps += 1
-        if self._tap.open:
-            if targets.ndim == 2 and targets.shape[1] != self.model.num_classes:
-                raise ValueError(f"targets have {targets.shape[1]} classes, the model {self.model.num_classes}")
-            self._bpi_sum += self._indicator.learn(self._tap.take(targets))
+        if bpi is not None:
+            finite = bpi.isfinite().all()
+            self._bpi_sum += torch.where(finite, bpi, 0.0)
+            self._bpi_skipped += ~finite
         self._step += 1
-        update = None
-        if self._step in self.schedule.update_steps:
-            self._learn_from_interval()
-            temperature = self.schedule.temperature_at(self._step)
-            update = self._move_masks(self.schedule.progress(self._step), temperature)
-        return update
+        if self._step not in self.schedule.update_steps:
+            return None
+        self._learn_from_interval()
+        return self._move_masks(self.schedule.progress(self._step), self.schedule.temperature_at(self._step))
+
+    def _check_targets(self, targets: Tensor) -> None:
+        classes = self.model.num_classes
+        if targets.ndim == 2 and targets.shape[1] != classes:
+            raise ValueError(f"targets have {targets.shape[1]} classes, the model {classes}")
+        if targets.ndim not in (1, 2) or targets.is_floating_point() != (targets.ndim == 2):
+            raise ValueError(
+                f"targets must be (B,) class indices or (B, {classes}) probabilities, "
+                f"unlike {tuple(targets.shape)} of {targets.dtype}"
+            )
 
     def harden(self) -> MaskUpdate:
         """Make the masks 0 or 1 at the final sparsity, now. The model keeps its dense shape."""
@@ -208,7 +222,8 @@ class Pruner:
 
     def _learn_from_interval(self) -> None:
         """Turn the interval's sums into new ranks and a new running importance, and clear them."""
-        average_over_ranks([self._score_sum, self._bpi_sum])
+        average_over_ranks([self._score_sum, self._bpi_sum, self._bpi_skipped])
+        seen = self._scored_steps - float(self._bpi_skipped)
         ends = np.cumsum([sum(lengths) for lengths in self._lengths])[:-1]
         scores = np.split(self._score_sum.cpu().numpy().astype(np.float64), ends)
         if self.config.allocation == "global":
@@ -219,8 +234,8 @@ class Pruner:
                 parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
                 by_gate = dict(zip(names, parts, strict=True))
                 self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
-        if self.config.allocation != "global":
-            self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / self._scored_steps
+        if self.config.allocation != "global" and seen > 0:
+            self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / seen
             costs = self._costs
             held_B = np.array([float(costs.of[b](*self._kept_counts(b, m))) for b, m in enumerate(self._kept)])
             # An entry is no price of width: with it, an attention that is narrow already would look as dear as a wide
@@ -238,6 +253,7 @@ class Pruner:
                 self._importance[i] = allocate.smooth(self._importance[i], new_B, self.config.smoothing)
         self._score_sum.zero_()
         self._bpi_sum.zero_()
+        self._bpi_skipped.zero_()
         self._scored_steps = 0
 
     def _final_ratios(self) -> Array:
@@ -325,12 +341,15 @@ class Pruner:
             "benefit": [None if i is None else torch.from_numpy(i.copy()) for i in self._benefit],
             "score_sum": self._score_sum.clone(),
             "bpi_sum": self._bpi_sum.clone(),
+            "bpi_skipped": self._bpi_skipped.clone(),
             "scored_steps": self._scored_steps,
             "latency": None if self._latency is None else asdict(self._latency),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from state_dict() of a pruner with the same config and run length on the same kind of model."""
+        if self._done:
+            raise ValueError("finalize() or remove() has been called already: there is nothing to continue")
         mine = {"config": asdict(self.config), "total_steps": self.schedule.total_steps}
         for key, value in mine.items():
             if state.get(key) != value:
@@ -339,20 +358,26 @@ class Pruner:
             raise ValueError("the saved pruner had other latencies: resume with the table of the saved run")
         if [len(ranks) for ranks in state["ranks"]] != [len(ranks) for ranks in self._ranks]:
             raise ValueError("the saved pruner belongs to a model of other sizes: resume with that model")
-        self._step, self._hard = state["step"], state["hard"]
         self._indicator.probes.load_state_dict(state["probes"])
         self._indicator.optimizer.load_state_dict(state["probe_optimizer"])
-        self._ranks = [ranks.numpy().copy() for ranks in state["ranks"]]
+        self._step, self._hard = state["step"], state["hard"]
+        self._ranks = [_array(ranks) for ranks in state["ranks"]]
         self._kept = list(state["kept"])
-        self._order = state["order"].numpy().copy()
-        self._bpi = None if state["bpi"] is None else state["bpi"].numpy().copy()
-        self._importance = [None if i is None else i.numpy().copy() for i in state["importance"]]
-        self._benefit = [None if i is None else i.numpy().copy() for i in state["benefit"]]
+        self._order = _array(state["order"])
+        self._bpi = None if state["bpi"] is None else _array(state["bpi"])
+        self._importance = [None if i is None else _array(i) for i in state["importance"]]
+        self._benefit = [None if i is None else _array(i) for i in state["benefit"]]
         self._score_sum.copy_(state["score_sum"])
         self._bpi_sum.copy_(state["bpi_sum"])
+        self._bpi_skipped.copy_(state["bpi_skipped"])
         self._scored_steps = state["scored_steps"]
         self._set_masks(state["temperature"])
         self._tap.open = self._tap.open and not self._hard
+
+
+def _array(tensor: Tensor) -> Any:
+    """A saved tensor as an array; torch.load(map_location=) may have put it on a GPU."""
+    return tensor.cpu().numpy().copy()
 
 
 def _check_inner(config: PruneConfig, rule: Any, latency: LatencyTable | None) -> None:

@@ -13,6 +13,8 @@ import torch
 from dap_models import batches, logits, tiny_vit, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dap.baselines.row_gates import RowGates
 from dap.compact import compact, load_compact, save_compact
@@ -263,3 +265,73 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pretrained_cfg\.mean\[0\]"):
         save_compact(model, tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def rewritten(path: Path, change: Any = lambda weights: weights, metadata: dict[str, str] | None = None) -> None:
+    """The same file as safetensors would write it again."""
+    save_file(change(load_file(path)), path, metadata=metadata)
+
+
+def test_the_checksum_covers_the_architecture_too(tmp_path: Path) -> None:
+    save_compact(tiny_vit(), tmp_path)
+    path = tmp_path / "architecture.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps(good))  # laid out otherwise
+    load_compact(tmp_path)
+    for key, value in (("heads", 4), ("width", 6), ("drop", 0.5)):
+        bad = json.loads(json.dumps(good))
+        for layer in bad["blocks"]:
+            layer["attn"][key] = value
+            if key != "drop":  # 2 heads of 12 or 4 of 6: the weights have the same shapes
+                layer["attn"].update(heads=4, width=6)
+        path.write_text(json.dumps(bad))
+        with pytest.raises(
+            ValueError, match=r"architecture\.json is damaged \(its checksum is wrong\): write the model"
+        ):
+            load_compact(tmp_path)
+
+
+def test_weights_that_others_have_written_are_read(tmp_path: Path) -> None:
+    model = tiny_vit()
+    save_compact(model, tmp_path)
+    path = tmp_path / "weights.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    rewritten(path, metadata=metadata)
+    assert torch.equal(logits(load_compact(tmp_path)), logits(model))
+    rewritten(path, metadata={"sha256": metadata["sha256"].split()[0]})  # as the first version wrote it
+    assert torch.equal(logits(load_compact(tmp_path)), logits(model))
+    rewritten(path, metadata={"format": "pt"})
+    assert torch.equal(logits(load_compact(tmp_path)), logits(model))
+    rewritten(path, lambda weights: {name: 2 * value for name, value in weights.items()})
+    assert torch.equal(load_compact(tmp_path).pos_embed, 2 * model.pos_embed)
+    save_compact(load_compact(tmp_path), tmp_path)
+    rewritten(path, lambda weights: {name: 2 * value for name, value in weights.items()}, metadata)
+    with pytest.raises(ValueError, match="checksum"):
+        load_compact(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_neither_read_nor_written(value: float, tmp_path: Path) -> None:
+    model: Any = tiny_vit()
+    save_compact(model, tmp_path)
+    path = tmp_path / "weights.safetensors"
+    rewritten(path, lambda weights: {name: w.fill_(value) if name == "head.bias" else w for name, w in weights.items()})
+    with pytest.raises(ValueError, match=r"weights\.safetensors holds numbers that are not finite in head\.bias"):
+        load_compact(tmp_path)
+    rewritten(path, lambda weights: {name: w.nan_to_num().int() for name, w in weights.items()})
+    with pytest.raises(ValueError, match=r"weights\.safetensors holds .* as torch\.int32"):
+        load_compact(tmp_path)
+    with torch.no_grad():
+        model.head.bias[0] = value
+    with pytest.raises(ValueError, match=r"not finite in head\.bias"):
+        save_compact(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_model_is_loaded_onto_a_device(tmp_path: Path) -> None:
+    _, small = cut(tiny_vit(), "all", [{"in": [0, 3], "width": [1, 2], "out": [4, 5]}] * 4)
+    save_compact(small, tmp_path)
+    loaded = load_compact(tmp_path, device="meta")
+    assert {tensor.device.type for tensor in (*loaded.parameters(), *loaded.buffers())} == {"meta"}
+    assert loaded(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 5)

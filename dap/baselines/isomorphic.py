@@ -162,6 +162,7 @@ class Isomorphic:
         small = state["small"]
         if small is not None:
             small = build(from_json(small["architecture"], "the saved small model"), small["weights"])
+            small.to(next(self.model.parameters()).device)
         self._small = small
 
 

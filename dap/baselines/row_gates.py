@@ -5,6 +5,7 @@ Key: E elements of one block's gates, K head width; R rows (outputs) and C colum
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,13 +51,12 @@ class RowGates:
 
         Raises ValueError if there was no backward.
         """
-        slopes = []
-        for gate in self._flat:
-            slope = self._slopes[gate.linear][gate.side]
-            if slope.grad is None:
-                raise ValueError("the masks have no gradient: call step() after loss.backward()")
-            slopes.append(gate.gather(slope.grad).float())
-            slope.grad = None
+        leaves = [self._slopes[gate.linear][gate.side] for gate in self._flat]
+        if any(leaf.grad is None for leaf in leaves):
+            raise ValueError("the masks have no gradient: call step() after loss.backward()")
+        slopes = [gate.gather(cast(Tensor, leaf.grad)).float() for gate, leaf in zip(self._flat, leaves, strict=True)]
+        for leaf in leaves:
+            leaf.grad = None
         return slopes
 
     def set(self, masks: list[Tensor]) -> None:

@@ -152,7 +152,8 @@ class Savit:
         """Continue from state_dict() of the same config on the same kind of model."""
         if state["config"] != asdict(self.config):
             raise ValueError(f"resume with the config of the saved run, {state['config']}, not {asdict(self.config)}")
-        self._kept = state["kept"]
+        kept = state["kept"]  # maybe on a GPU, by torch.load(map_location=)
+        self._kept = kept and {name: [index.cpu() for index in layers] for name, layers in kept.items()}
 
 
 class _Gates:

@@ -124,9 +124,10 @@ class WDPrune:
         excess = self._excess()
         return F.cross_entropy(logits, targets) + self._penalties[0] * excess + self._penalties[1] * excess.square()
 
-    def step(self, targets: Tensor) -> MaskUpdate | None:
+    def step(self, targets: Tensor, *, grad_scale: float | Tensor = 1.0) -> MaskUpdate | None:
         """Learn scores, thresholds, penalties and the auxiliary classifier from one backward, and move the masks.
 
+        grad_scale: what gradients are still multiplied by, see dap.method.Method
         Returns a report now and then, else None. Raises ValueError if no loss() and backward went before, or if the
         run is over.
         """
@@ -142,6 +143,8 @@ class WDPrune:
             learnt = [self._thresholds, *self._scores, *self._classifier.parameters()]
             grads = [cast(Tensor, tensor.grad) for tensor in learnt]
             average_over_ranks(grads)
+            for grad in grads:
+                grad /= grad_scale
             # A step with overflowed gradients (mixed precision) is one that the model's optimizer skips as well.
             if all(bool(grad.isfinite().all()) for grad in grads):
                 excess = self._excess()
