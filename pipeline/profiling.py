@@ -51,7 +51,7 @@ from targets.devices.measure import describe
 from targets.formats import FORMATS
 from targets.latency import Protocol
 from targets.profile import Curve, Kind, Profile, Shape, Whole
-from targets.validate import Check, Measurements, judge
+from targets.validate import Check, Measurements, held_back, judge
 
 BLOCKS = 4
 """n: equal blocks in a row, so that noise counts a quarter"""
@@ -66,8 +66,6 @@ NOISY = 0.1
 """error of the prediction for whole models above which the user is warned"""
 SLACK = 1.1
 """what a measured median may exceed LATENCY_MS by: predictions are meant to hold within a tenth"""
-THROTTLED_NOW = 0xF
-"""of a Raspberry Pi's flags, those that speak of now and not of the time since it was started"""
 FILE = "profile.json"
 """the profile in a run's folder, by which it began and goes on"""
 
@@ -293,8 +291,8 @@ class _Timing:
         if fewest < FEW_SAMPLES:
             raise DeviceError(f"the device is too slow: {fewest} samples, {FEW_SAMPLES} needed")
         doubts = {latency.why_invalid for latency in result.latency.values() if latency.why_invalid}
-        if flags := int(result.after.get("throttled") or "0", 16) & THROTTLED_NOW:
-            doubts.add(f"the board was held back (flags {flags:#x}: too little power, or too hot)")
+        if why := held_back(result.before, result.after):
+            doubts.add(why)
         for doubt in sorted(doubts):
             self.say(f"  doubtful: {doubt}. A profile that is measured anew may be better")
 
