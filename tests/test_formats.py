@@ -1,4 +1,4 @@
-"""A new format is one file and an entry: a toy goes through export, gate, a board's runner and the Pi's app by these."""
+"""A new format is one file and an entry: by these a toy goes through export, gate, a board and the Pi's app."""
 
 import json
 import os
