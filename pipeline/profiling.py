@@ -44,6 +44,7 @@ from targets.devices.job import GOLDEN, Device, DeviceError, DeviceResult, Job
 from targets.formats import FORMATS
 from targets.latency import Protocol
 from targets.profile import Curve, Kind, Profile, Shape, Whole
+from targets.validate import held_back
 
 BLOCKS = 4
 """n: equal blocks in a row, so that noise counts a quarter"""
@@ -56,8 +57,6 @@ PROFILE = Protocol(name="profile", seconds=12.0, min_samples=100, warmup=10, coo
 FEW_SAMPLES = 4 * PARTS
 NOISY = 0.1
 """error of the prediction for whole models above which the user is warned"""
-THROTTLED_NOW = 0xF
-"""of a Raspberry Pi's flags, those that speak of now and not of the time since it was started"""
 
 WHOLE = ((1.0, 1, 1.0), (0.5, 1, 0.5), (1.0, 2, 0.5), (0.5, 3, 0.25))
 """the whole models: share of head width, every n-th layer that keeps its attention, share of hidden units"""
@@ -281,8 +280,8 @@ class _Timing:
         if fewest < FEW_SAMPLES:
             raise DeviceError(f"the device is too slow: {fewest} samples, {FEW_SAMPLES} needed")
         doubts = {latency.why_invalid for latency in result.latency.values() if latency.why_invalid}
-        if flags := int(result.after.get("throttled") or "0", 16) & THROTTLED_NOW:
-            doubts.add(f"the board was held back (flags {flags:#x}: too little power, or too hot)")
+        if why := held_back(result.before, result.after):
+            doubts.add(why)
         for doubt in sorted(doubts):
             self.say(f"  doubtful: {doubt}. A profile that is measured anew may be better")
 

@@ -52,6 +52,11 @@ class Target:
             for name in self.formats
         }
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its device is this machine."""
+        return self.driver == "local"
+
     def why_untimed(self, device: Mapping[str, Any]) -> str | None:
         """Why the time on a device (as DeviceResult.device has it) is not the target's; None if it is."""
         if device.get("emulated"):

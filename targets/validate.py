@@ -4,9 +4,9 @@ A verdict is pass, fail or not_measured. fail wins over not_measured, and not_me
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ Verdict = Literal["pass", "fail", "not_measured"]
 
 # float32 resolves less; identical logits get this value, so that it stays a number that JSON and a limit can hold.
 PSNR_CAP_DB = 200.0
+LARGEST = float(np.finfo(np.float32).max)
+HELD_BACK = ("under-voltage", "its frequency capped", "throttled", "too hot")
+"""what a Raspberry Pi's firmware means by bits 0 to 3 of its flags, for now; from bit 16: since it was started"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,12 @@ def parity(reference_logits: np.ndarray, logits: np.ndarray) -> Parity:
             f"logits are {logits.shape}, the reference {reference_logits.shape}; both must be (images, classes)"
         )
     reference, found = reference_logits.astype(np.float64), logits.astype(np.float64)
-    if not np.isfinite(reference).all():
+    if not _finite(reference).all():
         raise ValueError("the model's own logits are not finite; there is nothing to compare the artifact with")
-    sound_N = np.asarray(np.isfinite(found).all(1))
+    sound_N = np.asarray(_finite(found).all(1))
     agreement = float((sound_N & (np.where(sound_N[:, None], found, 0).argmax(1) == reference.argmax(1))).mean())
     if not sound_N.all():
-        return Parity(psnr_db=-PSNR_CAP_DB, max_abs=float(np.finfo(np.float32).max), top1_agreement=agreement)
+        return Parity(psnr_db=-PSNR_CAP_DB, max_abs=LARGEST, top1_agreement=agreement)
     error = found - reference
     peak, mean_square = float(np.abs(reference).max()), float(np.square(error).mean())
     if mean_square == 0 or peak == 0:
@@ -132,28 +135,74 @@ def judge(measurements: Measurements, budget: Budget) -> list[Check]:
 
 
 def check_golden(
-    expected_GC: np.ndarray, found_GC: np.ndarray | None, share: float, unmeasured: str | None = None
+    expected_GC: np.ndarray,
+    found_GC: np.ndarray | None,
+    share: float,
+    unmeasured: str | None = None,
+    name: str = "golden",
 ) -> Check:
     """Whether the logits of the golden images (G) are those expected, within a share of the largest of them.
 
-    found_GC: None if the artifact could not be run;  unmeasured: why
+    found_GC: None if the artifact could not be run;  unmeasured: why;  name: the check's
+    Raises ValueError if nothing is expected, or no finite numbers.
     """
+    if expected_GC.ndim != 2 or expected_GC.size == 0 or not _finite(expected_GC).all():
+        raise ValueError(f"{name}: {expected_GC.shape} logits are expected; it takes (images, classes), all finite")
     limit = share * float(np.abs(expected_GC).max())
     if found_GC is None:
-        return _check("golden", limit, None, False, unmeasured)
-    if found_GC.shape != expected_GC.shape or not np.isfinite(found_GC).all():
+        return _check(name, limit, None, False, unmeasured)
+    if found_GC.shape != expected_GC.shape or not _finite(found_GC).all():
         reason = f"logits are {found_GC.shape}, expected {expected_GC.shape}, all finite"
-        return Check(name="golden", limit=limit, value=None, verdict="fail", reason=reason)
+        return Check(name=name, limit=limit, value=None, verdict="fail", reason=reason)
     value = float(np.abs(found_GC.astype(np.float64) - expected_GC).max())
-    return _check("golden", limit, value, value <= limit, None)
+    return _check(name, limit, value, value <= limit, None)
 
 
 def top1(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Share of the images, 0..1, that are classified right; logits that aren't finite are wrong."""
-    return float((np.isfinite(logits_NC).all(1) & (logits_NC.argmax(1) == labels_N)).mean())
+    """Share of the images, 0..1, that are classified right; logits that aren't finite are wrong.
+
+    Raises ValueError without images or classes, or unless there is a label for each image.
+    """
+    if logits_NC.ndim != 2 or logits_NC.size == 0 or labels_N.shape != logits_NC.shape[:1]:
+        raise ValueError(
+            f"logits are {logits_NC.shape}, labels {labels_N.shape}; they must be (images, classes) and (images,)"
+        )
+    return float((_finite(logits_NC).all(1) & (logits_NC.argmax(1) == labels_N)).mean())
+
+
+def held_back(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """What has kept a device from its full speed while it was measured; None if nothing is known to have.
+
+    before, after: as targets.latency.conditions has them; battery_saver: whether it was on, from what can tell
+    Flags that speak of the time since the start count if they were not there before.
+    """
+    reasons = []
+    try:
+        was, now = (int(conditions.get("throttled") or "0x0", 16) for conditions in (before, after))
+    except (TypeError, ValueError):
+        told = " and ".join(repr(conditions.get("throttled")) for conditions in (before, after))
+        reasons.append(f"what its firmware says of throttling is not understood: {told}")
+    else:
+        came = (now & ~was) >> 16 if before.get("throttled") else 0
+        if bits := (was | now | came) & 0xF:
+            words = ", ".join(word for bit, word in enumerate(HELD_BACK) if bits >> bit & 1)
+            reasons.append(f"the board was held back (flags {bits:#x}: {words})")
+    if before.get("battery_saver") or after.get("battery_saver"):
+        reasons.append("its battery saver was on")
+    governors = before.get("governor"), after.get("governor")
+    if None not in governors and governors[0] != governors[1]:
+        reasons.append(f"its governor has changed from {governors[0]} to {governors[1]}")
+    return "; ".join(reasons) or None
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    """Which of them are numbers that float32 can hold."""
+    return np.abs(logits) <= LARGEST
 
 
 def _check(name: str, limit: float, value: float | None, fits: bool, reason: str | None) -> Check:
+    if value is not None and not math.isfinite(value):
+        return Check(name=name, limit=limit, value=None, verdict="fail", reason=f"{value} is no measurement")
     if value is None:
         reason = reason or "there is no measurement"
         return Check(name=name, limit=limit, value=None, verdict="not_measured", reason=reason)
@@ -174,4 +223,7 @@ def _trusted(latency: LatencyResult | None, unmeasured: str | None) -> tuple[Lat
     """The result if it is valid; else None and the reason, if there is one."""
     if latency is None:
         return None, unmeasured
-    return (latency, None) if latency.valid else (None, f"latency was measured but is not valid: {latency.why_invalid}")
+    why = latency.why_invalid
+    if latency.valid and not all(0 < ms < math.inf for ms in (latency.p50_ms, latency.p90_bound_ms)):
+        why = "its milliseconds are no positive numbers"
+    return (None, f"latency was measured but is not valid: {why}") if why else (latency, None)

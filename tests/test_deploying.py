@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import BRIEF, context_of, tiny_config
 from PIL import Image
 
-from pipeline import apps, files, stages
+from pipeline import apps, deploying, files, stages
 from pipeline.errors import EnvironmentLacks
 from targets import TARGETS, manifest
 from targets.artifact import RuntimeUnavailable, sha256_of
@@ -47,6 +48,8 @@ def deploy(run_copy, tmp_path):
 
 def replaced(monkeypatch, name: str, **changes) -> None:
     monkeypatch.setitem(FORMATS, name, dataclasses.replace(FORMATS[name], **changes))
+    if "load" in changes:  # another process, which measures memory, could not be sent it
+        monkeypatch.setattr(measure, "memory_mb", lambda *_: 1.0)
 
 
 def missing(*_, **__):
@@ -216,6 +219,131 @@ def test_a_model_that_a_format_cannot_take_fails_there_with_the_reason(deploy, m
                   a["role"] == "pruned")  # fmt: skip
     assert (failed["verdict"], failed["reason"]) == ("fail", TOPK)
     assert "topk" in (deploy.folder / "report.html").read_text()
+
+
+SEVERAL = LIMITS + "[tflite]\nprecisions = ['int8-weights', 'fp16', 'fp32']"
+LOAD = FORMATS["tflite"].load
+
+
+def of(precision: str, role: str = "pruned"):
+    """Whether a path is that of an artifact."""
+    return lambda path: Path(path).name.startswith(f"{role}-{precision}.")
+
+
+def raising(chosen, error, at: str = "load"):
+    """The loader, but for one artifact that ends in an error when it is loaded, or run."""
+
+    def fails(*_):
+        raise error
+
+    def load(path, threads):
+        if not chosen(path):
+            return LOAD(path, threads)
+        return fails() if at == "load" else dataclasses.replace(LOAD(path, threads), run=fails)
+
+    return load
+
+
+ERRORS = [ValueError("it is strange"), RuntimeError("node 3 failed"), KeyError("serving"), AssertionError()]
+
+
+@pytest.mark.parametrize("at", ["load", "run"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_an_artifact_raises_is_its_own_result_and_the_next_is_tried(deploy, monkeypatch, error, at):
+    replaced(monkeypatch, "tflite", load=raising(of("int8-weights"), error, at))
+    verdict, _ = deploy(SEVERAL)
+    found = pruned_of(deploy.folder)
+    assert [(a["shipped"], a["verdict"]) for a in found.values()] == [
+        (False, "fail"), (True, "pass"), (False, "not_measured")]  # fmt: skip
+    assert verdict == "pass"
+    assert str(error) in found["int8-weights"]["reason"]
+    assert isinstance(error, ValueError) or type(error).__name__ in found["int8-weights"]["reason"]
+    golden = found["int8-weights"]["checks"][0]
+    assert (golden["name"], golden["value"], golden["verdict"]) == ("golden", None, "fail")
+
+
+@pytest.mark.parametrize("at", ["load", "run"])
+def test_a_dense_artifact_that_raises_is_not_compared_with(deploy, monkeypatch, at):
+    replaced(monkeypatch, "tflite", load=raising(of("fp32", "dense"), RuntimeError("node 3 failed"), at))
+    verdict, _ = deploy("top1_share_min = 0.5\nlatency_ratio_max = 9\n[tflite]\nprecisions = ['fp16']")
+    assert verdict == "not_measured"
+    checks = {check["name"]: check["verdict"] for check in pruned_of(deploy.folder)["fp16"]["checks"]}
+    assert checks == {"golden": "pass", "top1_share_min": "pass", "latency_ratio_max": "not_measured"}
+    dense = next(a for a in report_of(deploy.folder)["artifacts"] if a["role"] == "dense")
+    assert dense["top1"] is None
+
+
+def test_an_artifact_with_other_classes_fails(deploy, monkeypatch):
+    def load(path, threads):
+        program = LOAD(path, threads)
+        return dataclasses.replace(program, run=lambda pixels: program.run(pixels)[:, :2])
+
+    replaced(monkeypatch, "tflite", load=load)
+    verdict, _ = deploy(LIMITS + "[tflite]\nprecisions = ['fp32']")
+    assert verdict == "fail"
+    assert "it computes (1, 2) numbers, not (1, 3)" in pruned_of(deploy.folder)["fp32"]["reason"]
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(RuntimeUnavailable("no runtime"), "not_measured"),
+                                                (MemoryError(), "not_measured")])  # fmt: skip
+def test_what_cannot_be_run_here_stops_nobody(deploy, monkeypatch, error, verdict):
+    replaced(monkeypatch, "tflite", load=raising(of("int8-weights"), error))
+    assert deploy(SEVERAL)[0] == "pass"
+    found = pruned_of(deploy.folder)
+    assert [(a["shipped"], a["verdict"]) for a in found.values()] == [
+        (False, verdict), (True, "pass"), (False, "not_measured")]  # fmt: skip
+    assert found["fp32"]["reason"] == "not tried: fp16 is smaller and passes"
+
+
+def test_the_smallest_that_cannot_be_run_is_shipped_only_if_no_other_holds(deploy, monkeypatch):
+    replaced(monkeypatch, "tflite", load=missing)
+    assert deploy(SEVERAL)[0] == "not_measured"
+    found = pruned_of(deploy.folder)
+    assert [a["shipped"] for a in found.values()] == [True, False, False]
+    assert all("ai-edge-litert" in a["reason"] for a in found.values()), "each has been tried"
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [(RuntimeUnavailable("its converter was killed"), "not_measured"), (KeyError("aten.x"), "fail")],
+)
+def test_one_that_cannot_be_exported_stops_nobody(deploy, monkeypatch, error, verdict):
+    shutil.rmtree(deploy.folder / "artifacts")
+    export = FORMATS["tflite"].export
+
+    def refuses(*arguments, precision, **options):
+        if precision == "int8-weights":
+            raise error
+        return export(*arguments, precision=precision, **options)
+
+    replaced(monkeypatch, "tflite", export=refuses)
+    assert deploy(SEVERAL)[0] == "pass"
+    found = pruned_of(deploy.folder)
+    assert [(a["shipped"], a["verdict"]) for a in found.values()] == [
+        (False, verdict), (True, "pass"), (False, "not_measured")]  # fmt: skip
+    assert str(error) in found["int8-weights"]["reason"]
+
+
+def test_a_full_disk_is_no_result_of_a_candidate(deploy, monkeypatch):
+    """It would be remembered as one after there is room again."""
+    shutil.rmtree(deploy.folder / "artifacts")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    replaced(monkeypatch, "tflite", export=full)
+    with pytest.raises(OSError, match="No space left"):
+        deploy(SEVERAL)
+
+
+def test_a_model_without_finite_logits_is_refused_before_anything_is_exported(deploy, monkeypatch):
+    shutil.rmtree(deploy.folder / "artifacts")
+    monkeypatch.setattr(
+        deploying, "predictor", lambda model, view: lambda images: torch.full((len(images), 3), torch.nan)
+    )
+    replaced(monkeypatch, "tflite", export=missing)
+    with pytest.raises(ValueError, match="computes no finite numbers: its training has diverged"):
+        deploy(SEVERAL)
 
 
 def exported(folder: Path) -> tuple[Path, dict]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from conftest import BRIEF, context_of
 
-from pipeline import stages
+from pipeline import apps, stages
 from pipeline.errors import EnvironmentLacks
 from targets import TARGETS, manifest
 from targets.devices.job import DeviceError, FormatUnavailable, read_job, read_result, write_job
@@ -40,6 +40,14 @@ class Board:
         return self.change(replace(result, device=self.description, latency=quiet))
 
 
+WITHOUT_TIME = "top1_share_min = 0.5\nsize_mb_max = 9\n[tflite]\nprecisions = ['fp32']"
+
+
+class Broken(Board):
+    def run(self, job, folder, progress):
+        raise DeviceError("pi@board has not answered for 30 s")
+
+
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):
     """A run that is exported for the board, so that each test begins with that."""
@@ -57,6 +65,7 @@ def deploy(exported, tmp_path, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "copy")
 
     def deployed(board, text=BUDGET):
+        """board: None: there is no device"""
         monkeypatch.setattr(stages, "connect", lambda target, device, say, format: board)
         path = tmp_path / "mine.toml"
         path.write_text(text)
@@ -187,10 +196,6 @@ def test_what_nobody_asked_about_is_not_tried_again(deploy):
 
 
 def test_a_board_that_breaks_off_is_told_and_tried_again(deploy):
-    class Broken(Board):
-        def run(self, job, folder, progress):
-            raise DeviceError("pi@board has not answered for 30 s")
-
     verdict, artifact = deploy(Broken())
     assert verdict == "not_measured"
     assert artifact["reason"] == "pi@board has not answered for 30 s"
@@ -202,6 +207,56 @@ def test_a_board_that_breaks_off_is_told_and_tried_again(deploy):
     assert artifact["device"] == measured_of(deploy)["device"] == PI_5
     verdict, _ = deploy(Board())
     assert "validate rpi5: finished before" in deploy.said
+
+
+@pytest.mark.parametrize(
+    ("board", "reason"),
+    [(None, "no rpi5 device has measured it"), (Broken(), "pi@board has not answered for 30 s")],
+    ids=["none", "broken"],
+)
+def test_no_board_no_pass_though_nothing_of_it_is_asked(deploy, tmp_path, board, reason):
+    """A budget of accuracy and size: that the board computes what this machine does is measured there, or not."""
+    verdict, artifact = deploy(board, WITHOUT_TIME)
+    assert (verdict, artifact["verdict"], artifact["shipped"]) == ("not_measured", "not_measured", True)
+    found = {check["name"]: check for check in artifact["checks"]}
+    assert {name: check["verdict"] for name, check in found.items()} == {
+        "golden": "pass", "golden_on_device": "not_measured", "top1_share_min": "pass", "size_mb_max": "pass",
+    }  # fmt: skip
+    assert (found["golden_on_device"]["value"], found["golden_on_device"]["reason"]) == (None, reason)
+    assert measured_of(deploy)["verdict"] == "not_measured"
+    (tmp_path / "apps" / "raspberry-pi").mkdir(parents=True)
+    assert apps.install(deploy.folder / "artifacts" / "rpi5", "raspberry-pi", tmp_path / "apps")
+    assert deploy(Board(), WITHOUT_TIME)[0] == "pass"
+
+
+def test_what_fails_here_asks_nothing_of_the_board(deploy):
+    board = Board()
+    verdict, artifact = deploy(board, "size_mb_max = 0.001\n[tflite]\nprecisions = ['fp32']")
+    found = {check["name"]: check for check in artifact["checks"]}
+    assert (verdict, board.jobs) == ("fail", [])
+    assert found["golden_on_device"]["reason"] == "it has failed already"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("0x0", "0xf000f", "throttled"),
+        ("0x1", "0x0", "under-voltage"),
+        ("0x0", "0x40000", "throttled"),
+    ],
+)
+def test_the_time_of_a_board_that_was_held_back_is_not_valid(deploy, before, after, reason):
+    def held(result):
+        return replace(result, before={"throttled": before}, after={"throttled": after})
+
+    verdict, artifact = deploy(Board(held))
+    assert verdict == "not_measured"
+    check = next(check for check in artifact["checks"] if check["name"] == "latency_p90_ms_max")
+    assert (check["value"], check["verdict"]) == (None, "not_measured")
+    assert reason in check["reason"]
+    assert artifact["latency_ms"]["valid"] is False
+    assert json.loads((deploy.folder / "artifacts" / "rpi5" / "latency.json").read_text()) == {}
+    assert deploy(Board())[0] == "pass", "when it has cooled down, repeating the command is enough"
 
 
 def test_a_format_that_the_board_cannot_run_is_tried_again(deploy):

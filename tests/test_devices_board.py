@@ -196,6 +196,22 @@ def test_a_process_that_measures_memory_may_be_killed_or_hang(done_oddly, end):
     assert result.latency["model-fp32.tflite"].samples >= 20
 
 
+@pytest.mark.parametrize("error", ["KeyError('serving')", "ValueError('serving')", "AssertionError('serving')"])
+@pytest.mark.parametrize("after", [0, 1, 5, 9])  # at once, of the golden pictures, of the others, while it is timed
+def test_an_artifact_that_ends_in_any_error_at_any_time_is_refused(done_oddly, error, after):
+    result, lines = done_oddly(
+        f"""
+    count, whole = iter(range(99)), program.run
+    def run(pixels):
+        if next(count) >= {after}: raise {error}
+        return whole(pixels)
+    program = dataclasses.replace(program, run=run)"""
+    )
+    assert result.refused.startswith("ai-edge-litert 2.3.0 does not run it: ")
+    assert "serving" in result.refused
+    assert not any("error" in line for line in lines)
+
+
 def test_an_artifact_that_loads_and_does_not_run_is_refused(done_oddly):
     result, lines = done_oddly("program = dataclasses.replace(program, run=raises)")
     assert result.refused == "ai-edge-litert 2.3.0 does not run it: node number 3 failed to invoke"

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from targets.budget import Budget
 from targets.formats import FORMATS
 from targets.latency import LatencyResult, summarise
-from targets.validate import PSNR_CAP_DB, Check, Measurements, Parity, check_golden, judge, overall, parity, top1
+from targets.validate import (
+    PSNR_CAP_DB,
+    Check,
+    Measurements,
+    Parity,
+    check_golden,
+    held_back,
+    judge,
+    overall,
+    parity,
+    top1,
+)
 
 LOGITS = np.array([[1.0, 2.0, -4.0], [0.5, 0.0, 0.25]], np.float32)
 
@@ -212,3 +223,79 @@ def test_psnr_knows_no_unit_and_max_abs_bounds_it(seed: int, scale: float, noise
     small, large = parity(reference, found), parity(scale * reference, scale * found)
     assert large.psnr_db == pytest.approx(small.psnr_db, abs=1e-6)
     assert small.psnr_db >= 20 * math.log10(np.abs(reference).max() / small.max_abs) - 1e-9
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [LOGITS[:0], LOGITS[:, :0], LOGITS[0], np.where(LOGITS, LOGITS, np.nan), np.where(LOGITS, LOGITS, np.inf)],
+)
+def test_golden_logits_are_held_against_finite_ones_only(expected: np.ndarray) -> None:
+    for found in (expected, LOGITS, None):
+        with pytest.raises(ValueError, match="all finite"):
+            check_golden(expected, found, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [(LOGITS[:0], []), (LOGITS[0], [1]), (LOGITS[:, :0], [1, 0]), (LOGITS, []), (LOGITS, [1]), (LOGITS, [1, 0, 0])],
+)
+def test_no_accuracy_of_nothing(logits: np.ndarray, labels: list[int]) -> None:
+    """A mean of nothing is NaN, and one label would be held against all images."""
+    with pytest.raises(ValueError, match="labels"):
+        top1(logits, np.array(labels, dtype=np.int64))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_fails_and_is_no_number_in_the_verdict(value: float) -> None:
+    of = measured(peak_mb=value, top1=value, parity=Parity(psnr_db=value, max_abs=1, top1_agreement=value))
+    names = {name for name in AT_LIMIT if not name.startswith(("latency", "size")) and not name.endswith("reduced")}
+    checks = judge(of, Budget(**{name: AT_LIMIT[name] for name in names}))
+    assert {(check.value, check.verdict) for check in checks} == {(None, "fail")}
+    json.dumps([dataclasses.asdict(check) for check in checks], allow_nan=False)
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("which", ["latency", "latency_dense"])
+def test_a_time_that_is_none_never_passes(ms: float, which: str) -> None:
+    wrong = dataclasses.replace(latency(4), p50_ms=ms, p90_bound_ms=ms)
+    of = measured(**{which: wrong})
+    checks = {check.name: check for check in judge(of, Budget(latency_ratio_max=9.0, latency_p90_ms_max=9.0))}
+    assert (checks["latency_ratio_max"].value, checks["latency_ratio_max"].verdict) == (None, "not_measured")
+    assert checks["latency_p90_ms_max"].verdict == ("pass" if which == "latency_dense" else "not_measured")
+
+
+def test_parity_of_numbers_that_float32_does_not_hold() -> None:
+    huge = np.full((2, 3), 1e300)
+    result = parity(LOGITS, huge)
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
+    assert (result.psnr_db, result.top1_agreement) == (-PSNR_CAP_DB, 0)
+    with pytest.raises(ValueError, match="model's own logits"):
+        parity(huge, LOGITS)
+
+
+WELL = {"governor": "ondemand", "temperature_c": 50.0, "throttled": "0x0", "battery": "80 % discharging"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({}, {"throttled": "0xf000f"}, "flags 0xf: under-voltage, its frequency capped, throttled, too hot"),
+        ({}, {"throttled": "0x1"}, "under-voltage"),
+        ({"throttled": "0x4"}, {}, "throttled"),
+        ({}, {"throttled": "0x80000"}, "flags 0x8: too hot"),  # in between
+        ({"throttled": "0x10000"}, {"throttled": "0x50000"}, "flags 0x4: throttled"),
+        ({}, {"throttled": "broken"}, "not understood: '0x0' and 'broken'"),
+        ({"throttled": ["0x0"]}, {}, "not understood"),
+        ({}, {"governor": "powersave"}, "its governor has changed from ondemand to powersave"),
+        ({"battery_saver": True}, {}, "its battery saver was on"),
+        ({}, {"battery_saver": True}, "its battery saver was on"),
+    ],
+)
+def test_a_device_that_was_held_back_is_known_by_its_conditions(before: dict, after: dict, reason: str) -> None:
+    assert reason in str(held_back({**WELL, **before}, {**WELL, **after}))
+
+
+@pytest.mark.parametrize("before", [{}, WELL, {**WELL, "throttled": "0x50000"}, {**WELL, "throttled": None}])
+def test_what_was_before_the_measurement_or_is_not_told_holds_nothing_back(before: dict) -> None:
+    assert held_back(before, before) is None
+    assert held_back({}, {**before, "throttled": "0x50000"}) is None

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from targets.artifact import Load, Program, peak_memory_mb, reset_peak_memory, sha256_of
+from targets.artifact import Load, Program, RuntimeUnavailable, peak_memory_mb, reset_peak_memory, sha256_of
 from targets.devices.job import GOLDEN, IMAGES, MEMORY, Description, DeviceResult, Job, Progress, rows_of
 from targets.latency import LatencyResult, Protocol, conditions, invalid, measure
 
@@ -28,6 +28,10 @@ MEMORY_S = 120
 EMULATED = Protocol(name="emulated", seconds=0.0, min_samples=1, warmup=0, cooldown_s=0.0)
 
 
+class Refused(Exception):
+    """The runtime does not load an artifact, or does not run it."""
+
+
 def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None) -> DeviceResult:
     """Do the job. Raises RuntimeUnavailable without a runtime.
 
@@ -35,66 +39,93 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
     is that which does not run, is left out.
     """
     name, device = job.files[0], describe()
-    path = folder / name
-    found = partial(DeviceResult, job=job.id, file=name, sha256=sha256_of(path), device=device, threads=job.threads)
+    sha256 = sha256_of(folder / name)
+    found = partial(DeviceResult, job=job.id, file=name, sha256=sha256, device=device, threads=job.threads)
+    try:
+        return found(**_measured(job, folder, load, device["emulated"], progress))
+    except Refused as error:
+        return found(runtime="", runtime_version="", refused=str(error))
+
+
+def _measured(job: Job, folder: Path, load: Load, emulated: str | None, progress: Progress) -> dict[str, Any]:
+    """What DeviceResult has of an artifact that runs. Raises Refused."""
+    name = job.files[0]
     programs: dict[str, Program] = {}
     unmeasured: dict[str, str] = {}
     image = next(job.pictures(folder, GOLDEN), None)
     for file in job.files:
         try:
             programs[file] = _started(load, folder / file, job.threads, image)
-        except ValueError as error:
+        except Refused as error:
             if file == name:
-                return found(runtime="", runtime_version="", refused=str(error))
+                raise
             unmeasured[file] = str(error)
     program = programs[name]
-    golden = logits(program, job.pictures(folder, GOLDEN)) if job.golden else None
-    rows = None
-    if job.labels:
-        rows = logits(program, _counted(job.pictures(folder, IMAGES), len(job.labels), progress))
-    taken: dict[str, LatencyResult] = {}
-    before, peak_mb = conditions(), None
-    if job.protocol:
-        progress("latency", 0, 1)
-        assert image is not None, "what is timed has a golden picture"
-        taken = time(programs, image, EMULATED if device["emulated"] else job.protocol)
-        if device["emulated"]:
-            why = f"{device['emulated']} emulates this processor"
-            taken = {file: invalid(result, why) for file, result in taken.items()}
-        progress("latency", 1, 1)
-    after = conditions()
-    if job.memory and not device["emulated"]:
+    golden, rows, taken = None, None, {}
+    peak_mb = None
+    with _refusing(program):
+        if job.golden:
+            golden = logits(program, job.pictures(folder, GOLDEN))
+        if job.labels:
+            rows = logits(program, _counted(job.pictures(folder, IMAGES), len(job.labels), progress))
+        before = conditions()
+        if job.protocol:
+            assert image is not None, "what is timed has a golden picture"
+            progress("latency", 0, 1)
+            taken = time(programs, image, EMULATED if emulated else job.protocol)
+            progress("latency", 1, 1)
+        after = conditions()
+    if emulated:
+        taken = {file: invalid(result, f"{emulated} emulates this processor") for file, result in taken.items()}
+    elif job.memory:
         assert image is not None, "likewise"
-        peak_mb = memory_mb(load, path, job.threads, image)
+        peak_mb = memory_mb(load, folder / name, job.threads, image)
         if peak_mb is None and peak_memory_mb() is not None:
             unmeasured[MEMORY] = "the process that measures memory ended early: has the memory run out?"
-    return found(
-        runtime=program.runtime,
-        runtime_version=program.runtime_version,
-        before=before,
-        after=after,
-        golden=() if golden is None else rows_of(golden),
-        golden_error=None if golden is None else _largest(golden, np.array(job.golden)),
-        logits=() if rows is None else rows_of(rows),
-        top1=None if rows is None else float((rows.argmax(1) == np.array(job.labels)).mean()),
-        latency=taken,
-        peak_mb=peak_mb,
-        unmeasured=unmeasured,
-    )
+    return {
+        "runtime": program.runtime,
+        "runtime_version": program.runtime_version,
+        "before": before,
+        "after": after,
+        "golden": () if golden is None else rows_of(golden),
+        "golden_error": None if golden is None else _largest(golden, np.array(job.golden)),
+        "logits": () if rows is None else rows_of(rows),
+        "top1": None
+        if rows is None
+        else float((np.isfinite(rows).all(1) & (rows.argmax(1) == np.array(job.labels))).mean()),
+        "latency": taken,
+        "peak_mb": peak_mb,
+        "unmeasured": unmeasured,
+    }
 
 
 def _started(load: Load, path: Path, threads: int, image: np.ndarray | None) -> Program:
-    """The loaded artifact, once it has done one inference. Raises ValueError if it cannot."""
-    program = load(path, threads)
-    if image is not None:
-        try:
+    """The loaded artifact, once it has done one inference. Raises Refused if it cannot."""
+    with _refusing(None):
+        program = load(path, threads)
+    with _refusing(program):
+        if image is not None:
             program(image)
-        except (ValueError, RuntimeError) as error:  # which of them depends on the runtime
-            raise ValueError(f"{program.runtime} {program.runtime_version} does not run it: {error}") from error
     return program
 
 
-def logits(program: Program, images: Iterable[np.ndarray]) -> np.ndarray:
+@contextlib.contextmanager
+def _refusing(program: Program | None) -> Iterator[None]:
+    """Whatever a runtime raises over an artifact becomes Refused; what is this machine's fault stays what it is.
+
+    program: that runs; None: one is being loaded
+    """
+    try:
+        yield
+    except (RuntimeUnavailable, OSError, MemoryError):
+        raise
+    except Exception as error:  # which one depends on the runtime
+        text = str(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {error}"
+        runs = f"{program.runtime} {program.runtime_version} does not run it: " if program else ""
+        raise Refused(runs + text) from error
+
+
+def logits(program: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray]) -> np.ndarray:
     """(N, C) float32 of RGB images (1, H, W, 3) uint8, one by one. Raises ValueError without images."""
     rows = [program(image)[0] for image in images]
     if not rows:
@@ -134,7 +165,7 @@ def _tell_memory_mb(answer: Connection, limit_s: int, *arguments: Any) -> None:
 
 
 def _memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
-    with contextlib.suppress(ValueError):  # the runtime's own code is loaded at the first use, if only to refuse a file
+    with contextlib.suppress(Exception):  # the runtime's own code is loaded at the first use, if only to refuse a file
         load(path.with_name("no such file"), threads)
     reset_peak_memory()
     before = peak_memory_mb()
