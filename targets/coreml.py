@@ -60,14 +60,9 @@ def export(
 ) -> ExportInfo:
     """Write `model` as an .mlpackage that maps an RGB image (`image`, H x W) to float32 logits (`logits`, (1, C)).
 
-    model:       as targets.graph.rewrite takes it
-    mean, std:   per channel, for pixels in 0..1
-    path:        ends in .mlpackage; replaced once the package is complete; its folder is made
-    precision:   one of the format's
-    calibration: not used: no precision here depends on activations, whose quantisation needs macOS
+    Arguments and errors as targets.formats.Export has them; path must end in .mlpackage. No precision here depends on
+    activations, whose quantisation needs macOS: calibration is not used.
     The same model gives the same bytes with the same versions of coremltools and PyTorch.
-    Raises ValueError for a model without exact export form, another ending or an unknown precision, RuntimeUnavailable
-    without the converter.
     """
     FORMAT.precision(precision)
     if Path(path).suffix != FORMAT.suffix:

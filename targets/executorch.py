@@ -1,6 +1,5 @@
 """ExecuTorch: an nn.Module to a .pte file, and such a file to a callable."""
 
-import hashlib
 import operator
 import os
 import tempfile
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from targets import coreml, mil
+from targets import coreml, executorch_program, mil
 from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert, without_noise
 from targets.formats import FORMATS
 from targets.graph import COREML, EXECUTORCH, ExportViT, rewrite
@@ -53,14 +52,8 @@ def export(
 ) -> ExportInfo:
     """Write `model` as a .pte that maps float32 RGB 0..255 (1, 3, H, W) to float32 logits (1, C), through XNNPACK.
 
-    model:       as targets.graph.rewrite takes it
-    mean, std:   per channel, for pixels in 0..1
-    path:        replaced in one step once the file is complete; its folder is made
-    precision:   one of the format's
-    calibration: (N, H, W, 3) uint8 training images, for the precisions that need some
-    Raises ValueError for a model without exact export form, an unknown precision, calibration images that are missing
-    or do not fit, or a model of which more than MAX_OPS_OUTSIDE operations stay outside the delegate;
-    RuntimeUnavailable without the converter.
+    Arguments and errors as targets.formats.Export has them; ValueError also for a model of which more than
+    MAX_OPS_OUTSIDE operations stay outside the delegate.
     """
     known = FORMAT.precision(precision)
     if find_spec("executorch") is None:
@@ -108,7 +101,7 @@ def lower(module: nn.Module, example: torch.Tensor, path: Path, partitioner: Any
         content = lowered.to_executorch().buffer
     with open(path, "wb") as file:
         file.write(content)
-        file.write(_seal(content))
+        file.write(executorch_program.seal(content))
     outside = (target for target in called if target not in (executorch_call_delegate, operator.getitem))
     return called.count(executorch_call_delegate), tuple(target.__name__ for target in outside)
 
@@ -125,17 +118,12 @@ def load(path: Path, threads: int) -> Program:
     runtime_module, pool = _runtime_modules()
     name, installed = runtime()
     path = Path(path)
-    needs_coreml = _needs_coreml(path)
+    needs_coreml = COREML_BACKEND.encode() in executorch_program.sealed_content(path)
     with without_noise(NOISE):
         native = runtime_module.Runtime.get()
         if needs_coreml and not native.backend_registry.is_available(COREML_BACKEND):
             raise RuntimeUnavailable(f"{path.name} needs Core ML, which ExecuTorch has on Apple's systems only")
-        if pool._threadpool_get_thread_count() != threads:
-            if _loaded:
-                raise ValueError(
-                    f"ExecuTorch programs with {pool._threadpool_get_thread_count()} threads are in use, and all of a "
-                    f"process have the same number; let go of them before loading {path} with {threads}"
-                )
+        if executorch_program.other_threads(pool._threadpool_get_thread_count(), threads, _loaded, path):
             pool._unsafe_reset_threadpool(threads)
         try:
             program = native.load_program(path)
@@ -174,26 +162,6 @@ def _runtime_modules() -> tuple[Any, Any]:
     except ImportError as error:
         raise RuntimeUnavailable(f"no ExecuTorch runtime ({error}): pip install executorch") from error
     return executorch.runtime, portable_lib
-
-
-def _seal(content: bytes | memoryview) -> bytes:
-    """What `lower` puts after a program: its SHA-256, 32 bytes that no runtime reads.
-
-    XNNPACK's delegate ends the process over some damaged bytes and computes nonsense over others; ExecuTorch's own
-    verification does not look into delegates. A file that is as it was written is safe to hand over.
-    """
-    return hashlib.sha256(content).digest()
-
-
-def _needs_coreml(path: Path) -> bool:
-    """Whether a file, once it is known to be as `lower` wrote it, has a Core ML delegate. Raises ValueError."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; export the model again")
-    content = path.read_bytes()
-    size = len(_seal(b""))
-    if _seal(memoryview(content)[:-size]) != content[-size:]:
-        raise ValueError(f"{path} is damaged or of another origin (its checksum is wrong); export the model again")
-    return COREML_BACKEND.encode() in content
 
 
 def _pixels(image: np.ndarray) -> torch.Tensor:

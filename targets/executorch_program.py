@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -37,8 +38,6 @@ CACHE = Path("~/.dap/executorch")
 # What the package's own CMake files ask of those who build against it.
 DEFINITIONS = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED", "ET_USE_THREADPOOL")
 LIBRARIES = ("executorch", "executorch_kernels_optimized", "executorch_backend_xnnpack", "executorch_threadpool")
-SEAL_BYTES = 32
-"""targets.executorch.lower puts a program's SHA-256 behind it"""
 # Lines that the runtime writes to stderr whatever happens.
 NOISE = r"executorch:(cpuinfo_utils|threadpool)\.cpp:\d+\]"
 
@@ -56,14 +55,9 @@ def load(path: Path, threads: int) -> Program:
     """
     name, installed = runtime()
     library, path = _library(), Path(path)
-    _check(path)
+    sealed_content(path)
     with without_noise(NOISE):
-        if library.dap_threads() != threads:
-            if _loaded:
-                raise ValueError(
-                    f"ExecuTorch programs with {library.dap_threads()} threads are in use, and all of a process have "
-                    f"the same number; let go of them before loading {path} with {threads}"
-                )
+        if other_threads(library.dap_threads(), threads, _loaded, path):
             library.dap_set_threads(threads)
         try:
             native = _Native(library, path)
@@ -71,6 +65,39 @@ def load(path: Path, threads: int) -> Program:
             raise ValueError(f"{path} does not load in {name} {installed} ({error}); export the model again") from error
     _loaded.add(native)
     return Program(prepare=partial(_pixels, native), run=native.run, runtime=name, runtime_version=installed)
+
+
+def other_threads(now: int, wanted: int, loaded: Collection[object], path: Path) -> bool:
+    """Whether the process's pool, of `now` threads, must be replaced before `path` is loaded.
+
+    loaded: the programs that run on it: it would be pulled away from under them. Raises ValueError if there are some
+    """
+    if now != wanted and loaded:
+        raise ValueError(
+            f"ExecuTorch programs with {now} threads are in use, and all of a process have the same number; let go of "
+            f"them before loading {path} with {wanted}"
+        )
+    return now != wanted
+
+
+def seal(content: bytes | memoryview) -> bytes:
+    """What targets.executorch.lower puts after a program: its SHA-256, 32 bytes that no runtime reads.
+
+    XNNPACK's delegate ends the process over some damaged bytes and computes nonsense over others; ExecuTorch's own
+    verification does not look into delegates. A file that is as it was written is safe to hand over.
+    """
+    return hashlib.sha256(content).digest()
+
+
+def sealed_content(path: Path) -> bytes:
+    """What is in a file that is as targets.executorch.lower wrote it. Raises ValueError for any other."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; export the model again")
+    content = path.read_bytes()
+    size = len(seal(b""))
+    if seal(memoryview(content)[:-size]) != content[-size:]:
+        raise ValueError(f"{path} is damaged or of another origin (its checksum is wrong); export the model again")
+    return content
 
 
 def runtime() -> tuple[str, str]:
@@ -114,15 +141,6 @@ def _pixels(native: _Native, image: np.ndarray) -> np.ndarray:
     if image.size != native.inputs:
         raise ValueError(f"the program takes {native.inputs} numbers, not an image {image.shape}")
     return np.ascontiguousarray(image.transpose(0, 3, 1, 2), np.float32)
-
-
-def _check(path: Path) -> None:
-    """Raises ValueError for a file that is not as targets.executorch.lower wrote it: some damage ends the process."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; export the model again")
-    content = path.read_bytes()
-    if hashlib.sha256(memoryview(content)[:-SEAL_BYTES]).digest() != content[-SEAL_BYTES:]:
-        raise ValueError(f"{path} is damaged or of another origin (its checksum is wrong); export the model again")
 
 
 def _package() -> Path:

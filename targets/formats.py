@@ -4,12 +4,12 @@ Needs the standard library and numpy only: a board reads this very file, and who
 torch. What needs more is imported when it is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -75,6 +75,31 @@ class Board:
     """shell commands that install the same"""
 
 
+class Export(Protocol):
+    """How the formats' `export` is called."""
+
+    def __call__(
+        self,
+        model: Any,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        path: Path,
+        precision: str,
+        calibration: np.ndarray | None,
+    ) -> ExportInfo:
+        """Write a model's artifact, in a process of its own.
+
+        model:       an nn.Module as targets.graph.rewrite takes it
+        mean, std:   per channel, for pixels in 0..1
+        path:        replaced in one step once the artifact is complete; its folder is made
+        precision:   one of the format's
+        calibration: (N, H, W, 3) uint8 training images of the model's image size, for the precisions that need some
+        Raises ValueError for a model without exact export form, an unknown precision or no fitting calibration images,
+        RuntimeUnavailable without the converter.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """One file format."""
@@ -83,8 +108,7 @@ class Format:
     suffix: str
     precisions: dict[str, Precision]
     """what `export` makes, smallest file first; the last one is what a model comes in without compression"""
-    export: Callable[..., ExportInfo]
-    """(model, *, mean, std, path, precision, calibration)"""
+    export: Export
     load: Load
     """what runs a file on the machine that exports"""
     minimum_runtime: Callable[[Path], str | None]

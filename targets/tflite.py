@@ -41,15 +41,8 @@ def export(
 ) -> ExportInfo:
     """Write `model` as a .tflite that maps float32 RGB 0..255 (1, H, W, 3) to float32 logits (1, C).
 
-    model:       as targets.graph.rewrite takes it
-    mean, std:   per channel, for pixels in 0..1
-    path:        replaced in one step once the file is complete; its folder is made
-    precision:   one of the format's
-    calibration: (N, H, W, 3) uint8 training images, of the model's image size; only int8-static looks at them
-    The float32 file of the latest model is kept by the converter's process: another precision of the same model takes
-    a fraction of the first one's seconds.
-    Raises ValueError for a model without exact export form, an unknown precision or no fitting calibration images,
-    RuntimeUnavailable without the converter.
+    Arguments and errors as targets.formats.Export has them. The float32 file of the latest model is kept by the
+    converter's process: another precision of the same model takes a fraction of the first one's seconds.
     """
     known = FORMAT.precision(precision)
     if find_spec("litert_torch") is None:

@@ -461,7 +461,7 @@ def test_executorch_refuses_what_is_damaged_foreign_or_of_another_size(runner, s
         "empty": b"",
         "foreign": content[:-32],
         # sealed, but no program: stands in for one that this runtime does not understand
-        "strange": content[:100] + executorch._seal(content[:100]),
+        "strange": content[:100] + executorch_program.seal(content[:100]),
     }.items():
         (tmp_path / f"{name}.pte").write_bytes(changed)
     script = CHECKS.format(path=str(executorch_file)) + (

@@ -17,7 +17,7 @@ from timm.layers import Attention, Mlp
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
-from targets import executorch, mil
+from targets import executorch, executorch_program, mil
 from targets.artifact import ExportInfo, Program, RuntimeUnavailable
 from targets.formats import FORMATS
 from targets.graph import EXECUTORCH, rewrite
@@ -221,7 +221,7 @@ def test_what_the_runtime_refuses_is_told(artifacts: Any, tmp_path: Path) -> Non
     content = artifacts["dense"].path.read_bytes()
     cut = content[: len(content) // 2]
     path = tmp_path / "model.pte"
-    path.write_bytes(cut + executorch._seal(cut))
+    path.write_bytes(cut + executorch_program.seal(cut))
     with pytest.raises(ValueError, match=r"model\.pte does not load in executorch \d.*export the model again"):
         executorch.load(path, 1)
 
