@@ -223,7 +223,4 @@ def _trusted(latency: LatencyResult | None, unmeasured: str | None) -> tuple[Lat
     """The result if it is valid; else None and the reason, if there is one."""
     if latency is None:
         return None, unmeasured
-    why = latency.why_invalid
-    if latency.valid and not all(0 < ms < math.inf for ms in (latency.p50_ms, latency.p90_bound_ms)):
-        why = "its milliseconds are no positive numbers"
-    return (None, f"latency was measured but is not valid: {why}") if why else (latency, None)
+    return (latency, None) if latency.valid else (None, f"latency was measured but is not valid: {latency.why_invalid}")
