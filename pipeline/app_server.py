@@ -1,5 +1,6 @@
 """The built web app on an address of this machine, as any static web server would serve it, and nothing else."""
 
+import os
 import re
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.devices import browser_server
-from targets.devices.browser_server import HttpServer
+from targets.serving import Handler, HttpServer
 
 HEADERS = {
     **browser_server.HEADERS,
@@ -15,8 +16,7 @@ HEADERS = {
 }
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler, SimpleHTTPRequestHandler):
     extensions_map = {  # noqa: RUF012 (the base class's own; this machine's table of types is not to be relied on)
         **SimpleHTTPRequestHandler.extensions_map,
         **browser_server.MIME,
@@ -33,12 +33,22 @@ class _Handler(SimpleHTTPRequestHandler):
             self.send_header(name, value)
         super().end_headers()
 
+    def send_head(self) -> Any:
+        """The file that was asked for; links are not followed, wherever they lead."""
+        path = Path(self.translate_path(self.path))
+        if any(file.exists() and file.resolve() != file for file in (path, path / "index.html")):
+            self.send_error(404)
+            return None
+        return super().send_head()
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        """Send a file."""
+        self.allow_bytes(os.fstat(source.fileno()).st_size)
+        super().copyfile(source, outputfile)
+
     def list_directory(self, path: Any) -> None:
         """No folder is listed."""
         self.send_error(404)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are no news."""
 
 
 def server(folder: Path, host: str, port: int) -> HttpServer:
@@ -49,6 +59,6 @@ def server(folder: Path, host: str, port: int) -> HttpServer:
     found = re.search(r'"Content-Security-Policy"\s+content="([^"]+)"', (folder / "index.html").read_text())
     assert found, "the built page says what it may load"
     try:
-        return HttpServer((host, port), partial(_Handler, directory=str(folder), policy=found.group(1)))
+        return HttpServer((host, port), partial(_Handler, directory=str(folder.resolve()), policy=found.group(1)))
     except OSError as error:
         raise ValueError(f"{host}:{port} cannot be served ({error.strerror or error}); try another PORT") from error

@@ -22,7 +22,7 @@ BUNDLE = "classifier"
 """the folder that the Raspberry Pi's archive unpacks into"""
 APP_FILES = ("classify", "install.sh", "classifier.service")
 TARGETS = Path(manifest.__file__).parent
-SHARED = ("manifest.py", "picture.py", *PACKAGE)
+SHARED = ("manifest.py", "picture.py", "serving.py", *PACKAGE)
 """files of targets that run on a board: measuring, loading, reading the manifest and pictures are the pipeline's own"""
 REQUIREMENTS = {
     name.replace("-board", ""): f"devices/{name}" for board in boards().values() for name in board.requirements
@@ -61,7 +61,7 @@ def publish(web: Path) -> Path:
     source, built = web / MODEL["web"].relative_to("web"), web / "dist"
     manifest.read(source / manifest.FILE_NAME)
     with replacing(built / "model") as partial:
-        shutil.copytree(source, partial)
+        shutil.copytree(source, partial, symlinks=True)  # the server follows none
     return built
 
 

@@ -7,18 +7,17 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from targets import strict
 from targets.devices.job import JOB, Description, DeviceError, Job, Progress
+from targets.serving import Handler, HttpServer
 
 SILENT_S = 60.0
 """a page that has not been heard of for that long is given up; it says something every 5 s"""
@@ -45,6 +44,7 @@ HEADERS = {
     # these two let the page have threads and a finer clock, where the connection is secure (or this machine's own)
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -89,7 +89,11 @@ class Server:
     def __init__(self, pages: Path, address: str) -> None:
         """pages: folder of the built runner;  address: to listen at; the port is any that is free"""
         # Only what is listed here is served: no path of a request reaches the file system.
-        built = {path.relative_to(pages).as_posix(): path for path in pages.rglob("*") if path.is_file()}
+        built = {
+            path.relative_to(pages).as_posix(): path
+            for path in pages.rglob("*")
+            if path.is_file() and path.resolve() == pages.resolve() / path.relative_to(pages)  # links are not followed
+        }
         self.pages = {name: path for name, path in built.items() if name.split("/")[0] in RUNNER}
         self.token = secrets.token_urlsafe(12)
         self.description: Description | None = None
@@ -223,24 +227,10 @@ class Server:
                 self._progress, self._moved_at = moved, time.monotonic()
 
 
-class HttpServer(ThreadingHTTPServer):
-    """One that does not make a fuss about browsers that go away."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that is closed breaks its connections; anything else is a defect and shown."""
-        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     owner: Server
-    protocol_version = "HTTP/1.1"
-    timeout = 60.0
-    server_version, sys_version = "dap", ""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (how the base class calls it)
         try:
             path, cache = self.owner.file(self._below_token())
             try:
@@ -249,12 +239,13 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file any more") from error
             with file:
                 size = os.fstat(file.fileno()).st_size
+                self.allow_bytes(size)
                 self._head(HTTPStatus.OK, MIME.get(path.suffix, "application/octet-stream"), size, cache)
                 shutil.copyfileobj(file, self.wfile, 1 << 20)
         except Refusal as refusal:
             self._refuse(refusal)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 (likewise)
         try:
             self.close_connection = True  # unless the whole body is read, what follows it is no request
             name = self._below_token().removeprefix("api/")
@@ -263,10 +254,12 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
             if int(length) > MAX_BYTES:
                 raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_BYTES:,} bytes are taken")
+            self.allow_bytes(int(length))
             body = self.rfile.read(int(length))
             if len(body) < int(length):
                 return  # the page has gone; it says it again if it comes back
             self.close_connection = False
+            self.allow_bytes(0)
             answer = json.dumps(self.owner.post(name, self.headers.get("X-Page", ""), body)).encode()
             self._head(HTTPStatus.OK, MIME[".json"], len(answer), "no-store")
             self.wfile.write(answer)
@@ -288,12 +281,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, refusal: Refusal) -> None:
+        if refusal.status == HTTPStatus.FORBIDDEN:
+            self.close_connection = True  # whoever has no token has no use for it
         text = refusal.text.encode()
         self._head(refusal.status, "text/plain; charset=utf-8", len(text), "no-store")
         self.wfile.write(text)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are no news."""
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class Connection:
         self._asks = sys.stdin is not None and sys.stdin.isatty()
         # of a short path: that of a socket may have some 100 characters
         folder = Path(tempfile.mkdtemp(prefix="dap-", dir="/tmp"))
-        self._options = [f"-oControlPath={folder / 'c'}", "-oClearAllForwardings=yes", f"-oConnectTimeout={CONNECT_S}"]
+        self._options = [f"-oControlPath={folder / 'c'}", f"-oConnectTimeout={CONNECT_S}"]
+        # whatever the user's own configuration forwards, a board has no use for, and its root could use
+        self._options += ["-oClearAllForwardings=yes", "-oForwardAgent=no", "-oForwardX11=no"]
         self._options += [f"-oServerAliveInterval={ALIVE_S}", f"-oServerAliveCountMax={ALIVE_COUNT}"]
         self._options += ([f"-oPort={self.port}"] if self.port else []) + ([] if self._asks else ["-oBatchMode=yes"])
         self.close = weakref.finalize(self, _close, ["ssh", *self._options, "-Oexit", self.destination], folder)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -24,6 +23,7 @@ import numpy as np
 
 from classifier import pictures
 from classifier.model import Classifier, installed
+from targets import serving
 from targets.latency import conditions
 
 PAGE = Path(__file__).with_name("page.html")
@@ -155,10 +155,8 @@ def serve(
         server.server_close()
 
 
-class Server(ThreadingHTTPServer):
+class Server(serving.HttpServer):
     """The page and what it asks for."""
-
-    daemon_threads = True
 
     def __init__(self, address: tuple[str, int], watch: Watch, token: str | None) -> None:
         self.watch, self.token = watch, token
@@ -179,22 +177,13 @@ class Server(ThreadingHTTPServer):
                     host = socket.gethostname()
         return f"http://{host}:{port}/?token={self.token}"
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes or is too slow is no error of this program."""
-        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
-            super().handle_error(request, client_address)
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(serving.Handler):
     """One request."""
 
     server: Server
-    protocol_version = "HTTP/1.1"
 
-    timeout = 30.0
-    """seconds that a client may take to ask, or to take what it asked for"""
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (how the base class calls it)
         """The page, its state, its picture."""
         try:
             parts = urlsplit(self.path)
@@ -202,7 +191,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(400, b"this is no address\n", "text/plain")
             return
         asked = parse_qs(parts.query)
-        if not self._allowed(asked.get("token", [""])[0]):
+        if not self._ours(parts.path):
+            self._send(403, b"this is for the page of this server alone\n", "text/plain")
+        elif not self._allowed(asked.get("token", [""])[0]):
             self._send(403, b"open the address with the token that was printed at start\n", "text/plain")
         elif parts.path == "/":
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
@@ -221,12 +212,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def _allowed(self, token: str) -> bool:
         if self.server.token is None:  # a page elsewhere that gives this machine a name of its own is not let in
-            name = (self.headers.get("Host") or "").rsplit(":", 1)[0]
-            return name in LOCAL
+            name = re.fullmatch(r"(\[[^]]*\]|[^:]*)(?::\d*)?", self.headers.get("Host") or "")
+            return name is not None and name[1].lower() in LOCAL
         # not SimpleCookie, which takes none of the cookies if another port's page has set one that it cannot read
         cookies = [part.strip().partition("=") for part in self.headers.get("Cookie", "").split(";")]
         found = [token, *(value for name, _, value in cookies if name == self.server.cookie)]
         return any(hmac.compare_digest(self.server.token.encode(), one.encode()) for one in found)
+
+    def _ours(self, path: str) -> bool:
+        """Whether this server's own page asks, or somebody opens that: no other page is to start the camera."""
+        site = self.headers.get("Sec-Fetch-Site")
+        if site is not None:
+            opened = path == "/" and self.headers.get("Sec-Fetch-Mode") == "navigate"  # by a link elsewhere
+            return site in ("same-origin", "none") or opened
+        told = self.headers.get("Origin") or self.headers.get("Referer")  # older browsers
+        if not told or path == "/":
+            return True
+        try:
+            return urlsplit(told).netloc.lower() == (self.headers.get("Host") or "").lower()
+        except ValueError:
+            return False
 
     def _stream(self) -> None:
         """JPEGs one after the other, as every browser shows them in an <img>."""
@@ -234,12 +239,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.end_headers()
         seen = 0
         # a browser says nothing more; its end is what can be read, and without pictures nothing else tells of it
         while not select.select([self.connection], [], [], 0)[0]:
             number, jpeg, _ = self.server.watch.look(seen)
             if number > seen and jpeg:
+                self.allow_bytes(len(jpeg))
                 self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg + b"\r\n")
             seen = number
 
@@ -247,11 +254,14 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(content, allow_nan=False).encode(), "application/json")
 
     def _send(self, code: int, content: bytes, kind: str) -> None:
+        if code == 403:
+            self.close_connection = True
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.send_header("Content-Security-Policy", "default-src 'self'; style-src 'unsafe-inline'; "
                          "script-src 'unsafe-inline'; frame-ancestors 'none'")  # fmt: skip
         if self.server.token and code == 200:
@@ -259,9 +269,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Set-Cookie", f"{cookie}; HttpOnly; SameSite=Strict; Path=/")
         self.end_headers()
         self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: requests come several times a second, and the token stands in some."""
 
 
 def _is_own(host: str) -> bool:
