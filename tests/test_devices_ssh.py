@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import board_jobs
 import loopback_board
 import pytest
 
-from targets import TARGETS, executorch, tflite_program
+from targets import TARGETS, executorch, strict, tflite_program
 from targets.devices import connection, ssh
 from targets.devices.connection import Connection
 from targets.devices.job import DeviceError, FormatUnavailable
@@ -584,3 +585,68 @@ def test_a_bare_board_is_set_up(board, connect, job, tmp_path):
     said = []
     connect(say=said.append)
     assert said == [], "once"
+
+
+def test_nothing_of_the_users_is_forwarded_whatever_the_configuration_says(board):
+    """The agent and the screen would be the board's to use."""
+    config = board.folder / "ssh_config"
+    config.write_text(f"{config.read_text()}ForwardAgent yes\nForwardX11 yes\nForwardX11Trusted yes\n")
+    link = Connection(board.address)
+    asked = ["ssh", "-G", *link._options, link.destination]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {"forwardagent no", "forwardx11 no", "clearallforwardings yes"} <= set(found)
+    link.close()
+
+
+NEWS = r'{"error": "\u001b[2Jred", "b": [1]}'
+
+
+def test_lines_that_are_no_messages_are_passed_over_and_texts_are_cleaned(board):
+    link = Connection(board.address)
+    link.open()
+    script = board.folder / "noise.py"
+    noise = ("[" * 100_000, '{"a": NaN}', '{"a": 1, "a": 2}', "[1]", "é", "text")
+    script.write_text(f"print({chr(10).join([*noise, NEWS])!r})")
+    command = f"{sys.executable} {script}"
+    assert list(link.lines(command)) == [{"error": "�[2Jred", "b": [1]}]
+    link.close()
+
+
+def test_a_line_without_an_end_is_given_up(board):
+    link = Connection(board.address)
+    link.open()
+    with pytest.raises(DeviceError, match="prints a line without an end: xxx") as raised:
+        list(link.lines("while :; do printf '%01000d' 0 | tr 0 x; done"))
+    assert len(str(raised.value)) < 300
+    link.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("probe", '{"python": [3, 11], "machine": "x", "bits": "64", "folder": "/", "pythons": {}}'),
+        ("probe", '{"python": "3.11"}'),
+        ("probe", '{"error": "\\u001b[2J"}'),
+        ("begin", '{"folder": 3}'),
+        ("begin", '{"full": "all"}'),
+        ("end", '{"free": -0.5}'),
+        ("end", "{}"),
+        ("install", '{"pythons": [1]}'),
+    ],
+)
+def test_an_answer_that_is_none_is_told(monkeypatch, command, answer):
+    device = Ssh(Connection("board"), lambda text: None)
+    monkeypatch.setattr(device._connection, "lines", lambda *_: iter([strict.parse_json(answer.encode(), Any, "")]))
+    kind = {"probe": ssh._Probe, "begin": ssh._Room, "end": ssh._Ended, "install": ssh._Installed}[command]
+    with pytest.raises(DeviceError) as raised:
+        device._setup(command, kind)
+    assert str(raised.value).startswith("board: ")
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("line", ['{"progress": 3}', '{"progress": ["x", 1]}', '{"progress": ["x", "1", 2]}'])
+def test_progress_that_is_none_is_told(monkeypatch, line):
+    device = Ssh(Connection("board"), lambda text: None)
+    monkeypatch.setattr(device._connection, "lines", lambda *_, **__: iter([strict.parse_json(line.encode(), Any, "")]))
+    with pytest.raises(DeviceError, match=r"board: .*must be"):
+        device._follow("x", lambda *_: None, 60.0)
