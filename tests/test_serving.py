@@ -380,3 +380,29 @@ def test_the_file_runs_where_nothing_is_installed() -> None:
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in modules} <= sys.stdlib_module_names
     assert "serving.py" in apps.SHARED
+
+
+def test_a_token_lets_in_by_the_address_or_its_cookie(pi: Served) -> None:
+    pi.server.token = "secret"  # type: ignore[attr-defined]
+    assert pi.ask("/").status == pi.ask("/picture").status == pi.ask("/?token=wrong").status == 403
+    answer = pi.ask("/?token=secret")
+    cookie = answer.headers["Set-Cookie"].split(";")[0]
+    assert (answer.status, pi.ask("/state", Cookie=cookie).status) == (200, 200)
+    assert pi.ask("/state", Cookie=cookie, Sec_Fetch_Site="cross-site").status == 403
+    assert pi.ask("/state", Cookie="classifier-1=secret").status == 403
+
+
+def test_clients_that_go_in_the_middle_of_a_stream_are_no_errors(pi: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        with pi.connect() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not an end
+            client.sendall(b"GET /picture HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            client.recv(100)
+    with pi.connect() as client:
+        client.sendall(b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+    deadline = time.monotonic() + 5
+    while pi.server._asking and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not pi.server._asking
+    assert capfd.readouterr().err == ""
