@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -10,6 +11,7 @@ from timm.layers import DropPath
 from timm.models import VisionTransformer, generate_default_cfgs, register_model
 from timm.models.deit import _create_deit
 from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
 
 from pipeline.errors import EnvironmentLacks
 from pipeline.model_names import MICRO, check_name
@@ -47,6 +49,14 @@ def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransforme
     return _create_deit(MICRO, pretrained=pretrained, **dict(arguments, **kwargs))
 
 
+def shell_of(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """The model of a name with random weights; other modules ask here, so that ours is registered.
+
+    options: of the model's function in timm, such as depth
+    """
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+
+
 def create_model(
     name: str,
     num_classes: int,
@@ -63,7 +73,7 @@ def create_model(
     would have to be downloaded and cannot be.
     """
     check_name(name)
-    shell = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    shell = shell_of(name, num_classes)
     if not isinstance(shell, VisionTransformer):
         raise ValueError(f"MODEL={name} is a {type(shell).__name__}; only DeiT and plain ViT can be pruned")
     if from_scratch:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.models import VisionTransformer
 
@@ -35,6 +34,7 @@ from dap.gates import branches_of, check_prunable
 from pipeline.data.view import View
 from pipeline.errors import EnvironmentLacks
 from pipeline.model_names import check_name
+from pipeline.models import shell_of
 from pipeline.train.loop import Progress
 from targets import Target
 from targets import profile as profiles
@@ -290,7 +290,7 @@ def dense_of(model: str, depth: int | None = None) -> VisionTransformer:
     """The dense model of a name with random weights and so many layers; None: its own."""
     check_name(model)
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
-    return check_prunable(timm.create_model(model, num_classes=CLASSES, **options)).eval()
+    return check_prunable(shell_of(model, CLASSES, **options)).eval()
 
 
 def stack(model: str, layers: Layers) -> VisionTransformer:

@@ -85,3 +85,10 @@ def test_vendor_sdks_are_not_imported_with_the_module():
     for package in ("targets", "pipeline"):
         for path in modules(package).values():
             assert not {name.split(".")[0] for name in imported(path, at_top=True)} & SDKS, path
+
+
+def test_models_come_from_one_place():
+    """timm knows ours only once pipeline.models is imported: who asks timm himself gets it by chance."""
+    for module, path in modules("pipeline").items():
+        if module != "pipeline.models":
+            assert "timm.create_model(" not in path.read_text(), path

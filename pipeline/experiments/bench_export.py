@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.models import VisionTransformer
 
 from dap import PruneConfig, Pruner, count_macs
 from pipeline.data.view import View
+from pipeline.models import shell_of
 from pipeline.train.evaluate import predictor
 from targets import TARGETS, executorch, tflite
 from targets.artifact import ExportInfo, Program, convert
@@ -75,7 +75,7 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
 
 def _model(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
     torch.manual_seed(0)
-    model: Any = timm.create_model(name, num_classes=CLASSES)
+    model: Any = shell_of(name, CLASSES)
     view = View.of(model)
     with torch.no_grad():
         for parameter in model.parameters():  # norms, biases and embeddings of a fresh model would hide a wrong fold

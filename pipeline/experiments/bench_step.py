@@ -18,6 +18,7 @@ from timm.optim import create_optimizer_v2
 from dap import PruneConfig, Pruner
 from pipeline.errors import EnvironmentLacks
 from pipeline.model_names import MICRO
+from pipeline.models import shell_of
 from pipeline.train import runtime
 from targets.artifact import peak_memory_mb
 
@@ -81,7 +82,7 @@ def _stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
     """A training step on images that stay the same, with everything that the training loop does."""
     device = runtime.accelerator().device
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=CLASSES).to(device).train()
+    model = shell_of(name, CLASSES).to(device).train()
     size = timm.data.resolve_model_data_config(model)["input_size"][-1]
     images, targets = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % CLASSES
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import timm
-
 from dap import count_macs, count_params
 from pipeline import presets
 from pipeline.data.catalog import KNOWN
@@ -14,6 +12,7 @@ from pipeline.experiments import miniature
 from pipeline.experiments.cells import cells
 from pipeline.experiments.compare import Row, compare
 from pipeline.experiments.compare_report import NAMES
+from pipeline.models import shell_of
 from pipeline.train.loop import Progress
 from targets import strict
 
@@ -61,7 +60,7 @@ def gpu_hours(model: str, dataset: str) -> float:
     # the dense model; WD-Prune, which masks a whole one to the end; DAP while it prunes
     dense_epochs = total + len(SPARSITIES) * (total + base.prune.epochs * PROBE_RATIO)
     small_epochs = sum((1 - s) * (total + base.finetune.epochs) for s in SPARSITIES)  # SAViT, DAP's fine-tuning
-    macs = count_macs(timm.create_model(model, num_classes=KNOWN[dataset].classes))
+    macs = count_macs(shell_of(model, KNOWN[dataset].classes))
     operations = 3 * 2 * macs * KNOWN[dataset].train_images * (dense_epochs + small_epochs)  # backward is two forwards
     return operations / (PEAK_FLOPS * UTILISATION) / 3600
 
@@ -70,7 +69,7 @@ def disk_bytes(model: str, dataset: str) -> int:
     """Room for the images, their archives while they are unpacked, and the runs (weights and AdamW's two moments)."""
     known = KNOWN[dataset]
     runs = 1 + len(METHODS) * len(SPARSITIES)
-    params = count_params(timm.create_model(model, num_classes=known.classes))
+    params = count_params(shell_of(model, known.classes))
     return known.download_bytes + known.unpacked_bytes + runs * 10 * 4 * params
 
 

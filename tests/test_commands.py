@@ -1,0 +1,124 @@
+"""Every verb, end to end on its smallest input, through the command line as make calls it."""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import BRIEF, tiny_config
+from profiles import synthetic
+
+from pipeline import __main__ as cli
+from pipeline import presets, profiling, sessions
+from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step
+from pipeline.model_names import MICRO
+from targets import Target
+from targets import profile as profiles
+
+ROOT = Path(__file__).parent.parent
+ELSEWHERE = {
+    "data": "test_cli.py",  # and test_download.py, against a server
+    "app": "test_app_web.py",  # in a browser
+}
+"""verbs whose command line is tried in another file"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, image_folder, one_format):
+    """A folder to work in, where everything is small: a run and a deployment take seconds."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(ROOT / "docs" / "results", folder / "docs" / "results")
+    with pytest.MonkeyPatch.context() as patch:
+        config = tiny_config(image_folder)
+        patch.chdir(folder)
+        patch.setattr(presets, "digits", lambda sparsity: config)
+        patch.setattr(presets, "of", lambda dataset, model, sparsity: config)
+        patch.setattr(Target, "budget_file", property(lambda target: one_format))
+        patch.setattr(profiles, "FOLDER", folder / "profiles")
+        patch.setattr(sessions, "QUICK", BRIEF)
+        patch.setattr(sessions, "FULL", BRIEF)
+        patch.setattr(bench_export, "TINY", MICRO)
+        patch.setattr(bench_export, "QUICK", BRIEF)
+        patch.setattr(bench_latency, "QUICK", BRIEF)
+        patch.setattr(bench_loader, "BATCH", 4)
+        patch.setattr(bench_step, "BATCH", {MICRO: {"cpu": 8, "cuda": 8}})
+        for name, few in (
+            ("ATTN_WIDTHS", 2),
+            ("MLP_WIDTHS", 2),
+            ("MLP_LAST_WIDTHS", 2),
+            ("WHOLE", profiling.WHOLE[:2]),
+        ):
+            patch.setattr(profiling, name, few)
+        patch.setattr(profiling.profile, "__kwdefaults__", profiling.profile.__kwdefaults__ | {"protocol": BRIEF})
+        yield folder
+
+
+def ended_with(line: str) -> int:
+    """Exit code of `make LINE`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["pipeline", *line.split()])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def deployed(place):
+    """The demo: a run and its deployment to this machine."""
+    return ended_with("demo OUT=demo.json")
+
+
+@pytest.mark.slow
+def test_demo(place, deployed):
+    assert deployed in (0, 3), "its time may be noisy here"
+    (row,) = json.loads((place / "demo.json").read_text())["rows"]
+    assert row["params"] < row["params_dense"]
+    assert list(row["seconds_per_stage"]) == [
+        "prepare", "dense", "prune", "compact", "finetune", "export host", "validate host"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("prune RUN=demo DATASET=digits", "next: make deploy TARGET=host RUN=demo"),
+        ("deploy TARGET=host RUN=demo QUICK=1", "report: runs/demo/report.html"),
+        ("stage STAGE=report RUN=demo", ""),
+        ("stage STAGE=compact RUN=demo", "compact: finished before"),
+        ("pretrain DATA=folder:{images} EPOCHS=1 OUT=w.safetensors", "w.safetensors: top-1"),
+        ("profile TARGET=host", "next: make prune LATENCY_MS=... TARGET=host"),
+        ("paper-table", "| deit_tiny_patch16_224 | DAP |"),
+        (
+            "compare DATASET=digits SPARSITIES=0.5 METHODS=dap SEEDS=0 EPOCHS=1 FINETUNE_EPOCHS=1 OUT=compare.json",
+            "results: compare.json",
+        ),
+        ("bench-step QUICK=1 OUT=step.json", "results: step.json"),
+        ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
+        ("bench-export QUICK=1 OUT=export.json", "results: export.json"),
+        ("bench-latency-budget QUICK=1 SPARSITY=0.6 OUT=latency.json", "results: latency.json"),
+    ],
+)
+def test_a_verb(place, deployed, capsys, image_folder, line, expected):
+    if line.startswith("bench-latency-budget"):
+        profiles.write([synthetic()], profiles.FOLDER / "host.json")
+    code = ended_with(line.format(images=image_folder))
+    captured = capsys.readouterr()
+    text = " ".join((captured.out + captured.err).split())
+    assert expected in text
+    assert code in ((0, 3) if line.startswith("deploy") else (0,)), text
+
+
+def test_every_verb_is_tried():
+    tried = set(re.findall(r'\(\s*"([a-z-]+) ?', Path(__file__).read_text())) | {"demo", *ELSEWHERE}
+    verbs = re.search(r"^VERBS := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert verbs
+    assert set(verbs[1].replace("\\", " ").split()) <= tried
+    for verb, file in ELSEWHERE.items():
+        assert f'"{verb}"' in (ROOT / "tests" / file).read_text(), verb
