@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BRIEF, context_of, tiny_config
+from conftest import BRIEF, at_ease, context_of, tiny_config
 from PIL import Image
 
 from pipeline import apps, deploying, files, stages
@@ -52,16 +52,18 @@ def deploy(run_copy):
 
 
 @pytest.fixture(scope="module")
-def several(finished, tmp_path_factory) -> Path:
+def several(finished, shared, tmp_path_factory) -> Path:
     """A run that is exported for SEVERAL, so that each test begins with that."""
     folder = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("runs") / "several"))
-    assert deployer(folder)(SEVERAL)[0] == "pass"
+    with at_ease(shared):
+        assert deployer(folder)(SEVERAL)[0] == "pass"
     return folder
 
 
 @pytest.fixture
-def deploy_several(several, tmp_path):
-    return deployer(Path(shutil.copytree(several, tmp_path / "several")))
+def deploy_several(several, shared, tmp_path):
+    with at_ease(shared):
+        yield deployer(Path(shutil.copytree(several, tmp_path / "several")))
 
 
 def replaced(monkeypatch, name: str, **changes) -> None:

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import BRIEF, context_of
+from conftest import BRIEF, at_ease, context_of
 
 from pipeline import apps, stages
 from pipeline.errors import EnvironmentLacks
@@ -49,13 +49,14 @@ class Broken(Board):
 
 
 @pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):
+def exported(finished, shared, tmp_path_factory):
     """A run that is exported for the board, so that each test begins with that."""
     folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("runs") / "exported")
     path = folder.parent / "mine.toml"
     path.write_text(BUDGET)
     context, _ = context_of(folder)
-    assert stages.run_deploying(context, "rpi5", budget=path, protocol=BRIEF) == "not_measured"
+    with at_ease(shared):
+        assert stages.run_deploying(context, "rpi5", budget=path, protocol=BRIEF) == "not_measured"
     return folder
 
 

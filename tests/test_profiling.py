@@ -244,8 +244,13 @@ def test_a_stack_is_a_compact_model_of_the_asked_widths():
 
 
 @pytest.mark.slow
-def test_a_real_profile_of_this_machine(folder):
-    """Real exports, real times. A machine that runs other tests beside it tells little, so the bounds are wide."""
+def test_a_real_profile_of_this_machine(folder, monkeypatch):
+    """Real exports, real times. A machine that runs other tests beside it tells little, so the bounds are wide.
+
+    Of fewer points than a user's profile: an export takes seconds, and the grid is tested above.
+    """
+    for name, count in (("ATTN_WIDTHS", 2), ("MLP_WIDTHS", 3), ("MLP_LAST_WIDTHS", 2)):
+        monkeypatch.setattr(profiling, name, count)
     said: list[str] = []
     found, path = profiling.profile(TARGETS["host"], TINY, protocol=SHORT, say=said.append, progress=lambda *_: None)
     assert profiles.read(path) == [found]
