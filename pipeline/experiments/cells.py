@@ -71,8 +71,8 @@ def cells(
             queue.append(Cell("dense", None, 0.0, seed))
         for sparsity, spec in itertools.product(sparsities, specs):
             method, _, variant = spec.partition(":")
-            parts = [f":{part}" if part else "" for part in variant.split("+")]
-            if any(method + part not in KNOWN and variant_settings(method, part[1:]) is None for part in parts):
+            parts = [spec] if spec in KNOWN else [f"{method}:{part}" for part in variant.split("+")]
+            if any(part not in KNOWN and variant_settings(*part.split(":")) is None for part in parts):
                 raise ValueError(f"METHODS: {spec!r} is unknown. Known: {', '.join(KNOWN)}, dap:benefit_scale=5 ...")
             if method != "dense":
                 queue.append(Cell(method, variant or None, sparsity, seed))

@@ -98,7 +98,9 @@ def _agreement(row: Row, references: Sequence[Row]) -> float | None:
     ]
     if not row["keep_ratios"] or not others or None in others:
         return None
-    return statistics.mean(float(spearmanr(row["keep_ratios"], other).statistic) for other in others)
+    # each pair in one order, whoever asks: the last digit depends on it
+    pairs = (sorted((row["keep_ratios"], other)) for other in others)
+    return statistics.mean(float(spearmanr(*pair).statistic) for pair in pairs)
 
 
 def _work(
