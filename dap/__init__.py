@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dap.cost import block_params, count_macs, count_params
     from dap.method import BlockReport, MaskUpdate, Method, OneShot
     from dap.pruner import Pruner
+    from dap.rotate import rotate_heads
     from dap.skeleton import architecture_of
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "load_compact",
+    "rotate_heads",
     "save_compact",
 ]
 
@@ -37,6 +39,7 @@ _HOME = {
     "dap.cost": ("block_params", "count_macs", "count_params"),
     "dap.method": ("BlockReport", "MaskUpdate", "Method", "OneShot"),
     "dap.pruner": ("Pruner",),
+    "dap.rotate": ("rotate_heads",),
     "dap.skeleton": ("architecture_of",),
 }
 

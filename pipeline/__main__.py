@@ -29,6 +29,7 @@ from pipeline.errors import (
     Interrupted,
 )
 from pipeline.experiments import commands
+from pipeline.methods import GATED
 from pipeline.model_names import check_name
 from pipeline.options import (
     EXIT_CODES,
@@ -142,8 +143,13 @@ def prune(
         bool, typer.Option("--released", help="Repeat the known mistakes of savit's or wdpruning's released code.")
     ] = False,
     distill: Annotated[
-        bool, typer.Option("--distill", help="Learn from the dense reference's logits too, while pruning and after.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--distill/--no-distill",
+            help="Learn from the dense reference too, while pruning and after.  \\[default: where there is one, for "
+            "dap and its controls]",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of pruning.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning the small model.")] = None,
     dense_epochs: Annotated[
@@ -178,6 +184,8 @@ def prune(
         from_scratch=from_scratch,
         teacher=OWN if distill else None,
     )
+    if distill is None and config.dense is not None and method in GATED:
+        config = dataclasses.replace(config, teacher=OWN)
     if latency_ms is not None:
         config = presets.with_latency(config, latency_ms)
     config = presets.with_method(config, method, released=released)

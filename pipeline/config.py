@@ -85,7 +85,14 @@ class RunConfig:
     seed: int = 0
     """of the new head, the order of images, augmentation and stochastic depth"""
     teacher: str | None = None
-    """folder of a dense model whose logits pruning and fine-tuning learn from too; "dense": the run's own reference"""
+    """folder of a dense model that pruning and fine-tuning learn from too; "dense": the run's own reference"""
+    teach: Literal["streams", "logits"] = "streams"
+    """what is learned from the teacher: its logits, and its residual stream where the small model's corresponds to it;
+    or its logits alone"""
+    rotate: bool = True
+    """whether DAP and its controls prune attention heads in the basis of dap.rotate"""
+    compensate: bool = False
+    """whether a one-shot method's small model is fitted to the one that it was cut from (dap.baselines.compensate)"""
     target: str = "host"
     """a key of TARGETS: the device whose rule for widths pruning keeps to"""
     latency_ms: float | None = None
@@ -123,6 +130,10 @@ class RunConfig:
         if self.teacher == OWN and (self.dense is None or self.method == "dense"):
             raise ValueError(
                 "--distill learns from the dense reference: it needs one (DENSE_EPOCHS) and a METHOD that prunes"
+            )
+        if self.compensate and not METHODS[self.method].one_shot:
+            raise ValueError(
+                f"compensate is for methods that cut in one shot; METHOD={self.method} leaves nothing to fit"
             )
         if self.model_path and self.from_scratch:
             raise ValueError("MODEL_PATH and --from-scratch exclude each other")

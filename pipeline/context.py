@@ -103,8 +103,9 @@ class Context:
 
     def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The first `count` training batches, augmented and normalised, on the device that trains."""
-        config, device = self.run.config.finetune, runtime.accelerator().device
-        assert config is not None, "a method that calibrates fine-tunes"
+        run, device = self.run.config, runtime.accelerator().device
+        config = run.prune or run.finetune
+        assert config is not None, "a method prunes or fine-tunes"
         with contextlib.closing(self.train_batches(config).starting_at(0)) as batches:
             for images, targets in itertools.islice(batches, count):
                 yield normalise(images.to(device), self.view.mean, self.view.std), targets.to(device)
@@ -138,6 +139,7 @@ class Context:
             log=self.run.log,
             pruner=pruner,
             teacher=None if stage == "dense" else self.teacher(),
+            logits_alone=self.run.config.teach == "logits",
             evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
             progress=self.progress,
             say=self.say,

@@ -55,7 +55,9 @@ RELEASED = ("savit", "wdpruning")
 """methods whose released code is known to be wrong somewhere: `released` repeats its mistakes"""
 
 
-ON_LATENCY = ("dap", "uniform", "taylor", "magnitude")
+GATED = ("dap", "uniform", "taylor", "magnitude")
+"""DAP and its controls: methods that mask units while the model trains"""
+ON_LATENCY = GATED
 """methods that can prune under a budget of milliseconds"""
 
 
@@ -69,7 +71,7 @@ def variant_settings(method: str, variant: str) -> dict[str, Any] | None:
     key, _, number = variant.partition("=")
     kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(PruneConfig)} | {"probe_lr": float}
     del kinds["sparsity"], kinds["seed"]  # a cell has its own
-    if method not in ("dap", "uniform", "taylor", "magnitude") or kinds.get(key) not in (int, float):
+    if method not in GATED or kinds.get(key) not in (int, float):
         return None
     try:
         settings = {key: kinds[key](number)}

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MICRO = "deit_micro_patch8_64"
+SMALL_112 = "vit_small_patch14_112_dinov2"
 PRUNABLE = ("VisionTransformer", "VisionTransformerDistilled")
 """timm's classes that DAP may be able to prune"""
 
@@ -20,7 +21,7 @@ def registered() -> dict[str, str]:
     """
     spec = find_spec("timm")
     assert spec is not None, "a dependency"
-    found = {MICRO: PRUNABLE[0]}
+    found = {MICRO: PRUNABLE[0], SMALL_112: PRUNABLE[0]}
     for folder in spec.submodule_search_locations or ():
         for path in sorted(Path(folder).glob("models/*.py")):
             found |= dict(_ENTRY.findall(path.read_text(encoding="utf-8")))

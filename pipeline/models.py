@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from timm.layers import DropPath
 from timm.models import VisionTransformer, generate_default_cfgs, register_model
 from timm.models.deit import _create_deit
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import _create_vision_transformer, checkpoint_filter_fn
 from torch import nn
 
 from pipeline.errors import EnvironmentLacks
-from pipeline.model_names import MICRO, check_name
+from pipeline.model_names import MICRO, SMALL_112, check_name
 
 MICRO_WEIGHTS = Path(__file__).parent / "weights" / f"{MICRO}.safetensors"
 
@@ -34,7 +34,21 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
             "license": "apache-2.0",
-        }
+        },
+        # Weights from a file of vit_small_patch14_dinov2, whose position embedding timm resamples.
+        SMALL_112: {
+            "num_classes": 0,
+            "input_size": (3, 112, 112),
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "fixed_input_size": True,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        },
     }
 )
 
@@ -47,6 +61,16 @@ def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransforme
     """
     arguments = dict(img_size=64, patch_size=8, embed_dim=96, depth=12, num_heads=3)
     return _create_deit(MICRO, pretrained=pretrained, **dict(arguments, **kwargs))
+
+
+@register_model
+def vit_small_patch14_112_dinov2(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """DINOv2's ViT-S/14 for 112x112 images: 12 layers of width 384 with LayerScale, 65 tokens, 22 M parameters.
+
+    A real pretrained model at a size that experiments can afford.
+    """
+    arguments = dict(img_size=112, patch_size=14, embed_dim=384, depth=12, num_heads=6, init_values=1e-5)
+    return _create_vision_transformer(SMALL_112, pretrained=pretrained, **dict(arguments, **kwargs))
 
 
 def shell_of(name: str, num_classes: int, **options: Any) -> nn.Module:

@@ -84,4 +84,6 @@ def _one(parameter: Any, name: str, value: str) -> list[str]:
         return [parameter.opts[0], value]
     if value.lower() not in SWITCH:
         raise ValueError(f"{name}={value} is neither on (1) nor off (0)")
-    return [parameter.opts[0]] if SWITCH[value.lower()] else []
+    if SWITCH[value.lower()]:
+        return [parameter.opts[0]]
+    return parameter.secondary_opts[:1]  # --no-distill; what is off anyway has none

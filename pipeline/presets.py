@@ -9,7 +9,7 @@ from dap import PruneConfig
 from pipeline.config import PretrainConfig, RunConfig, TrainConfig
 from pipeline.data import names
 from pipeline.methods import METHODS
-from pipeline.model_names import MICRO
+from pipeline.model_names import MICRO, SMALL_112
 
 
 def digits(sparsity: float) -> RunConfig:
@@ -40,6 +40,19 @@ def micro(dataset: str, sparsity: float) -> RunConfig:
     )
 
 
+def few_images(dataset: str, sparsity: float) -> RunConfig:
+    """A real pretrained ViT on some hundred photographs a class: the rate that its fine-tuning takes, and no mixing."""
+    recipe: dict[str, Any] = dict(batch_size=64, lr=1e-4)
+    return RunConfig(
+        dataset=dataset,
+        model=SMALL_112,
+        pruning=PruneConfig(sparsity=sparsity),
+        dense=TrainConfig(epochs=40, warmup_epochs=1, **recipe),
+        prune=TrainConfig(epochs=24, warmup_epochs=1, schedule="constant", **recipe),
+        finetune=TrainConfig(epochs=16, **recipe),
+    )
+
+
 def paper(dataset: str, model: str, sparsity: float) -> RunConfig:
     """The settings of the published runs (method note, section 6): for a GPU, or for patience."""
     batch = 64
@@ -62,6 +75,8 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
         return replace(digits(sparsity), model=model or MICRO)
     if model == MICRO:
         return micro(dataset, sparsity)
+    if model == SMALL_112:
+        return few_images(dataset, sparsity)
     return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
 
 

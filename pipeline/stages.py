@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
-from dap import Method, OneShot, count_macs, count_params, load_compact
+from dap import Method, OneShot, count_macs, count_params, load_compact, rotate_heads
 from pipeline import files, latency_budget, models
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
@@ -24,7 +24,7 @@ from pipeline.data import augment
 from pipeline.data.view import View
 from pipeline.deploying import export, validate
 from pipeline.errors import EnvironmentLacks
-from pipeline.methods import build
+from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
 from pipeline.report.summary import summarise
@@ -36,6 +36,11 @@ from targets.devices.drivers import connect
 from targets.devices.job import DeviceError
 from targets.graph import rewrite
 from targets.latency import FULL, Protocol
+
+ROTATION_STEPS = 8
+"""training batches that show what attention heads compute"""
+COMPENSATION_STEPS = 16
+"""training batches that a small model is fitted on"""
 
 
 def prepare(context: Context) -> Written:
@@ -75,7 +80,7 @@ def dense(context: Context) -> Written:
 
 def prune(context: Context) -> Written:
     """Fine-tune while the pruner allocates and masks, or decide in one shot; ends with a model of dense shape."""
-    model, pruner = _pruned_model(context, runtime.accelerator().device)
+    model, pruner = _pruned_model(context, runtime.accelerator().device, rotated=context.run.config.rotate)
     if isinstance(pruner, OneShot):
         pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
     else:
@@ -101,9 +106,20 @@ def compact(context: Context) -> Written:
     if context.run.config.prune:  # a one-shot method has no masks: its small model is meant to compute something else
         difference = float((predictor(small, context.view)(images) - masked).abs().max() / masked.abs().max())
         assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
+    if context.run.config.compensate:
+        _compensate(context, small, model)
     results = {"top1_compact": context.top1(small), "compaction_error": difference}
     results |= latency_budget.prediction(context.run, small)
     return save_model(small, context.checkpoints / "compact"), results
+
+
+def _compensate(context: Context, small: VisionTransformer, whole: VisionTransformer) -> None:
+    from dap.baselines.compensate import compensate  # a method of the comparison alone
+
+    device = runtime.accelerator().device
+    images = (images for images, _ in context.calibration_batches(COMPENSATION_STEPS))
+    compensate(small.to(device), whole.to(device), images)
+    small.cpu(), whole.cpu()
 
 
 def finetune(context: Context) -> Written:
@@ -229,10 +245,17 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written],
     context.run.finish(name, inputs, written, results, time.monotonic() - started)
 
 
-def _pruned_model(context: Context, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Method | OneShot]:
-    """The prepared model with a pruner on it; the pruner stays on the device that the model has now."""
+def _pruned_model(
+    context: Context, device: torch.device | str = "cpu", *, rotated: bool = False
+) -> tuple[VisionTransformer, Method | OneShot]:
+    """The prepared model with a pruner on it; the pruner stays on the device that the model has now.
+
+    rotated: before that its heads are, if the method masks them. Who loads a masked model's weights has them already
+    """
     config = context.run.config
     model = load_compact(context.checkpoints / "prepared").to(device)
+    if rotated and config.method in GATED:
+        rotate_heads(model, (images for images, _ in context.calibration_batches(ROTATION_STEPS)))
     training = config.prune or config.finetune
     assert training is not None, "a method prunes or fine-tunes"
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept

@@ -198,6 +198,8 @@ class Conditions(TypedDict, total=False):
     3: soft temperature limit; from bit 16: since boot)"""
     battery: str | None
     """percent and state"""
+    battery_saver: bool | None
+    """whether a phone saves power, which slows it down"""
 
 
 def conditions() -> Conditions:

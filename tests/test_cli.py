@@ -240,8 +240,10 @@ def test_makes_way_to_give_options_is_refused_where_it_is_wrong(run, arguments, 
 
 
 def test_makes_way_to_give_options(capsys):
-    given = ["prune", "DATASET=a=b", "SPARSITY=", "FROM_SCRATCH=1", "DISTILL=0", "--seed", "3"]
-    assert options.from_make(cli.app, given) == ["prune", "--dataset", "a=b", "--from-scratch", "--seed", "3"]
+    given = ["prune", "DATASET=a=b", "SPARSITY=", "FROM_SCRATCH=1", "RELEASED=0", "DISTILL=0", "--seed", "3"]
+    assert options.from_make(cli.app, given) == [
+        *("prune", "--dataset", "a=b", "--from-scratch", "--no-distill", "--seed", "3")
+    ]
     assert options.from_make(cli.app, ["stage", "STAGE=compact", "RUN=x"]) == ["stage", "compact", "--run", "x"]
     assert options.from_make(cli.app, ["--help"]) == ["--help"]
 

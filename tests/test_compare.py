@@ -56,6 +56,25 @@ def test_one_setting_of_the_method_can_be_changed_for_a_row(image_folder, tmp_pa
             cells([spec], [0.5], [0])
 
 
+def test_a_variant_says_what_is_learned_from_the_basis_of_heads_and_what_is_fitted(image_folder, tmp_path):
+    specs = ["dap", "dap:unrotated+logits", "uniform:distill+benefit_scale=3", "savit:compensate", "isomorphic:logits"]
+    queue = cells(specs, [0.5], [0])
+    assert queue[2].name == "dap-unrotated+logits-0.5-seed0"
+    assert [cell.is_taught for cell in queue] == [False, False, True, True, False, True]
+    plain, logits, streams, fitted, _ = (_config(tiny_config(image_folder), tmp_path, cell) for cell in queue[1:])
+    assert (plain.teacher, plain.rotate, plain.compensate) == (None, True, False)
+    assert (logits.teacher, logits.teach, logits.rotate) == (
+        str(tmp_path / "dense-seed0/checkpoints/dense"),
+        "logits",
+        False,
+    )
+    assert (streams.teach, streams.rotate, streams.pruning.benefit_scale) == ("streams", True, 3.0)
+    assert fitted.compensate and fitted.prune is None
+    for spec in ("savit:unrotated", "dap:compensate", "dap:distill+magic", "dap:+distill+"):
+        with pytest.raises(ValueError, match="is unknown"):
+            cells([spec], [0.5], [0])
+
+
 def short_config(image_folder):
     recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
     return tiny_config(image_folder, dense=dataclasses.replace(recipe, epochs=2), prune=recipe, finetune=recipe)

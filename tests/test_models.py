@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import model_names, models
-from pipeline.model_names import MICRO
+from pipeline.data.view import View
+from pipeline.model_names import MICRO, SMALL_112
 from pipeline.models import MICRO_WEIGHTS, create_model, load_weights, set_drop_path
 
 ROOT = Path(__file__).parent.parent
@@ -214,3 +215,12 @@ def test_offline_names_the_two_ways_out(tmp_path, environment):
 
 def test_model_names_are_models():
     assert {MICRO, "deit_small_patch16_224", "vit_tiny_patch16_224"} <= set(model_names.known())
+
+
+def test_weights_of_the_usual_model_are_resampled_to_its_size(tmp_path):
+    usual = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=28)
+    save_file(usual.state_dict(), tmp_path / "weights.safetensors")
+    model = create_model(SMALL_112, 10, weights=tmp_path / "weights.safetensors")
+    assert View.of(model).size == 112 and model.pos_embed.shape == (1, 65, 384)
+    assert torch.equal(model.blocks[3].attn.qkv.weight, usual.blocks[3].attn.qkv.weight)
+    load_weights(model, tmp_path / "weights.safetensors")

@@ -16,10 +16,11 @@ import torch
 from conftest import BRIEF, context_of, tiny_config
 
 from dap import count_params, load_compact
-from pipeline import files, models, stages
+from pipeline import files, models, presets, stages
 from pipeline.errors import Interrupted
 from pipeline.runs import Run
 from pipeline.train import checkpoints
+from pipeline.train.evaluate import predictor
 
 ROOT = Path(__file__).parent.parent
 
@@ -282,3 +283,30 @@ def test_a_loaders_process_that_is_killed_ends_the_run_with_advice(image_folder,
     assert process.returncode == 3, said
     assert "has the memory run out?" in said
     assert "Traceback" not in said
+
+
+def test_heads_are_rotated_before_they_are_masked(image_folder, tmp_path):
+    context, _ = context_of(tmp_path / "run", tiny_config(image_folder, dense=None))
+    stages.run_training(context, "prepare")
+    (plain, _), (rotated, _) = stages._pruned_model(context), stages._pruned_model(context, rotated=True)
+    qkv, turned = (model.state_dict()["blocks.0.attn.qkv.weight"] for model in (plain, rotated))
+    assert (qkv - turned).abs().max() > 0.01
+    images = next(iter(context.val_batches))[0]
+    before, after = (predictor(model.eval(), context.view)(images) for model in (plain, rotated))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_method_cuts_in_one_shot_is_fitted_to_the_whole_model(image_folder, tmp_path):
+    config = presets.with_method(tiny_config(image_folder, dense=None), "savit")
+    context, _ = context_of(tmp_path / "run", dataclasses.replace(config, compensate=True))
+    for stage in ("prepare", "dense", "prune", "compact"):
+        stages.run_training(context, stage)
+    _, pruner = stages._pruned_model(context)
+    state = checkpoints.load(context.checkpoints / "masked.pt")
+    assert state is not None
+    pruner.load_state_dict(state["pruner"])
+    fitted = load_compact(context.checkpoints / "compact").state_dict()
+    changed = {name for name, value in pruner.finalize().state_dict().items() if not torch.equal(value, fitted[name])}
+    assert changed and all(name.split(".")[-2] in ("proj", "fc2") for name in changed)
+    with pytest.raises(ValueError, match="compensate is for methods that cut in one shot"):
+        dataclasses.replace(tiny_config(image_folder), compensate=True)

@@ -58,6 +58,9 @@ def compare(
     data: DataOption = None,
     subset: SubsetOption = None,
     model: ModelOption = None,
+    model_path: Annotated[
+        Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
+    ] = None,
     sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
     methods: Annotated[
         str, typer.Option(help="METHOD or METHOD:VARIANT: dap:distill, savit:released, dap:benefit_scale=5 ...")
@@ -81,7 +84,15 @@ def compare(
     Cells that have finished are not run again; repeat the command to go on.
     """
     base, root = _compared(
-        dataset, model, epochs, finetune_epochs, data=data, subset=subset, lr=lr, batch_size=batch_size
+        dataset,
+        model,
+        epochs,
+        finetune_epochs,
+        data=data,
+        subset=subset,
+        lr=lr,
+        batch_size=batch_size,
+        model_path=model_path,
     )
     numbers = _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int)
     queue = cells(methods.split(), *numbers, once.split())
@@ -91,7 +102,8 @@ def compare(
 
     with console.progress() as progress:
         rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=console.say)
-    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model, sparsities=sparsities,
+    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model,
+                       model_path=model_path.name if model_path else None, sparsities=sparsities,
                        methods=methods, once=once or None, seeds=seeds, epochs=epochs,
                        finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
                        jobs=jobs if jobs > 1 else None)  # fmt: skip
@@ -235,6 +247,7 @@ def _compared(
     subset: str | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
+    model_path: Path | None = None,
 ) -> tuple[RunConfig, Path]:
     """The run that all cells of a comparison are variations of, and the folder of their runs.
 
@@ -248,7 +261,9 @@ def _compared(
     lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
     base = configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
     check_name(base.model)
-    base = dataclasses.replace(base, subset=subset, data=str(data) if data else None)
+    base = dataclasses.replace(
+        base, subset=subset, data=str(data) if data else None, model_path=str(model_path) if model_path else None
+    )
     return base, sessions.RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
 
 

@@ -23,7 +23,7 @@ from pipeline import files, stages
 from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
-from pipeline.experiments.cells import DISTILL, REFERENCE, Cell
+from pipeline.experiments.cells import COMPENSATE, REFERENCE, UNROTATED, Cell
 from pipeline.experiments.side_by_side import latencies
 from pipeline.files import InUse, locked
 from pipeline.methods import variant_settings
@@ -98,7 +98,9 @@ def _agreement(row: Row, references: Sequence[Row]) -> float | None:
     ]
     if not row["keep_ratios"] or not others or None in others:
         return None
-    return statistics.mean(float(spearmanr(row["keep_ratios"], other).statistic) for other in others)
+    # each pair in one order, whoever asks: the last digit depends on it
+    pairs = (sorted((row["keep_ratios"], other)) for other in others)
+    return statistics.mean(float(spearmanr(*pair).statistic) for pair in pairs)
 
 
 def _work(
@@ -110,7 +112,7 @@ def _work(
     while waiting:
         later = []
         for cell in waiting:
-            waits = cell.variant == DISTILL and cell.teacher not in errors
+            waits = cell.is_taught and cell.teacher not in errors
             if waits and not Run(root / cell.teacher, base).results("dense"):
                 later.append(cell)
                 continue
@@ -121,7 +123,7 @@ def _work(
                         say(cell.name)
                     context = Context(run, progress, lambda _: None)
                     try:
-                        if cell.variant == DISTILL and cell.teacher in errors:
+                        if cell.is_taught and cell.teacher in errors:
                             raise ValueError(f"{cell.teacher} has failed: {errors[cell.teacher]}")
                         stages.run_training(context)
                         unseen(context, cell)
@@ -215,10 +217,19 @@ def _last_stage(cell: Cell) -> str:
 def _config(base: RunConfig, root: Path, cell: Cell) -> RunConfig:
     if cell.method == "dense":
         return replace(with_method(base, "dense"), seed=cell.seed)
-    settings = variant_settings(cell.method, cell.variant or "") or {}
-    config = with_method(base, cell.method, released=cell.variant == "released", sparsity=cell.sparsity, **settings)
-    teacher = str(root / cell.teacher / "checkpoints" / "dense") if cell.variant == DISTILL else None
-    return replace(config, seed=cell.seed, dense=None, teacher=teacher)
+    settings: dict[str, Any] = {}
+    for part in cell.parts:
+        settings |= variant_settings(cell.method, part) or {}
+    config = with_method(base, cell.method, released="released" in cell.parts, sparsity=cell.sparsity, **settings)
+    return replace(
+        config,
+        seed=cell.seed,
+        dense=None,
+        teacher=str(root / cell.teacher / "checkpoints" / "dense") if cell.is_taught else None,
+        teach="logits" if "logits" in cell.parts else "streams",
+        rotate=UNROTATED not in cell.parts,
+        compensate=COMPENSATE in cell.parts,
+    )
 
 
 def _row(cell: Cell, run: Run, error: str | None) -> Row:

@@ -27,9 +27,11 @@ from pipeline.data.loader import Batches
 from pipeline.data.view import View, normalise
 from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.train import checkpoints, runtime
+from pipeline.train.features import Features, correspond
 
 # Soft distillation as in arXiv 2012.12877, section 4, with its temperature and weight.
 TEACHER_TEMPERATURE, TEACHER_WEIGHT = 3.0, 0.1
+FEATURE_WEIGHT = 1.0  # ours, the only one tried
 
 _BEGIN_ANEW = "Delete it to begin this stage anew"
 
@@ -63,6 +65,7 @@ def train(
     log: files.Log,
     pruner: Method | None = None,
     teacher: nn.Module | None = None,
+    logits_alone: bool = False,
     evaluate: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -72,7 +75,8 @@ def train(
     batches:  uint8 (B, 3, H, W) and int64 (B,), from any step on
     stage:    name that goes into every log line
     view:     mean and std that the model expects
-    teacher:  model whose logits are learned from too
+    teacher:  model that is learned from too: its logits, and its residual stream where it corresponds
+    logits_alone: learn from the teacher's logits alone
     evaluate: top-1 accuracy in percent of the model as it stands; logged at the end of every epoch
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
     say:      told, in a line, what the user should know
@@ -97,6 +101,9 @@ def train(
     )
     if teacher is not None:
         teacher = teacher.to(device).eval()
+    features = None
+    if teacher is not None and not logits_alone and correspond(bare, teacher):
+        features = Features(bare, teacher)
     mixup = None
     criterion: nn.Module = LabelSmoothingCrossEntropy(config.label_smoothing)
     if config.mixup or config.cutmix:
@@ -164,6 +171,8 @@ def train(
                 with torch.inference_mode(), accelerator.autocast():
                     taught = teacher(inputs).float()
                 loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * distillation(logits.float(), taught)
+                if features is not None:
+                    loss = loss + FEATURE_WEIGHT * features.loss()
             extra = pruner.loss(targets) if pruner is not None else None
             accelerator.backward(loss if extra is None else loss + extra)
             update = pruner.step(targets) if pruner is not None else None
@@ -183,6 +192,8 @@ def train(
                 saved_at = time.monotonic()
             if stop.set:
                 raise Interrupted(f"{stage} stopped at step {step} of {total}")
+    if features is not None:
+        features.remove()
     bare.cpu()
 
 
