@@ -40,6 +40,7 @@ def place(tmp_path_factory, image_folder, one_format):
         patch.setattr(sessions, "QUICK", BRIEF)
         patch.setattr(sessions, "FULL", BRIEF)
         patch.setattr(bench_export, "TINY", MICRO)
+        patch.setattr(bench_export, "REDUCED", ())
         patch.setattr(bench_export, "QUICK", BRIEF)
         patch.setattr(bench_latency, "QUICK", BRIEF)
         patch.setattr(bench_loader, "BATCH", 4)
@@ -99,7 +100,6 @@ def test_demo(place, deployed):
             "compare DATASET=digits SPARSITIES=0.5 METHODS=dap SEEDS=0 EPOCHS=1 FINETUNE_EPOCHS=1 OUT=compare.json",
             "results: compare.json",
         ),
-        ("bench-step QUICK=1 OUT=step.json", "results: step.json"),
         ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
         ("bench-export QUICK=1 OUT=export.json", "results: export.json"),
         ("bench-latency-budget QUICK=1 SPARSITY=0.6 OUT=latency.json", "results: latency.json"),
@@ -115,8 +115,21 @@ def test_a_verb(place, deployed, capsys, image_folder, line, expected):
     assert code in ((0, 3) if line.startswith("deploy") else (0,)), text
 
 
+@pytest.mark.slow
+def test_bench_step_has_a_row_per_probe_and_ratios_to_none(place):
+    assert ended_with("bench-step QUICK=1 OUT=step.json") == 0
+    rows = json.loads((place / "step.json").read_text())["rows"]
+    assert [row["probe"] for row in rows] == ["none", "default", "reference"]
+    for row in rows:
+        assert {"model", "device", "probe", "step_ms", "step_ratio", "peak_mb", "memory_ratio"} <= row.keys()
+    none, default, reference = rows
+    assert none["step_ratio"] == none["memory_ratio"] == 1
+    assert reference["step_ms"] > default["step_ms"]
+    assert reference["peak_mb"] > default["peak_mb"] > 0
+
+
 def test_every_verb_is_tried():
-    tried = set(re.findall(r'\(\s*"([a-z-]+) ?', Path(__file__).read_text())) | {"demo", *ELSEWHERE}
+    tried = set(re.findall(r'\(\s*"([a-z-]+)[ "]', Path(__file__).read_text())) | {"demo", *ELSEWHERE}
     verbs = re.search(r"^VERBS := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert verbs
     assert set(verbs[1].replace("\\", " ").split()) <= tried

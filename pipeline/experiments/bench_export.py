@@ -29,6 +29,8 @@ from targets.latency import Protocol, measure
 THREADS = 2
 CLASSES = 100
 TINY, SMALL = "deit_tiny_patch16_224", "deit_small_patch16_224"
+REDUCED = (TINY,)
+"""models whose dense form is exported in less than float32 too"""
 MAIN = {("tflite", "fp32"), ("executorch", "fp32"), ("coreml", "fp16")}
 PEERS = ("onnxruntime", "openvino")
 FULL = Protocol(name="bench", seconds=60.0, min_samples=100, warmup=5, cooldown_s=5.0)
@@ -61,7 +63,7 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
                 image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
                 want = predictor(model, view)(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy().astype(np.float64)
                 for candidate in _candidates(
-                    model, view, Path(folder) / f"{sparsity:g}", sparsity, reduced=name == TINY, quick=quick, say=say
+                    model, view, Path(folder) / f"{sparsity:g}", sparsity, reduced=name in REDUCED, quick=quick, say=say
                 ):
                     candidate.row |= {"model": name, "sparsity": sparsity, "macs": count_macs(model)}
                     if candidate.program is not None:
