@@ -52,6 +52,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+"""what a disk that is full, or may not be written to, answers"""
 STAGES = ("prepare", "dense", "prune", "compact", "finetune", "export", "validate", "report")
 
 RunOption = Annotated[str | None, typer.Option(help="Name of the run folder below runs/.")]
@@ -326,15 +328,13 @@ def main() -> None:
         _fail(str(error), ENVIRONMENT)
     except Interrupted as error:
         _fail(f"{error}. What was computed is kept: repeat the command to go on", INTERRUPTED)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        _fail(
-            f"cannot write: {error.strerror}{where}. Make room or permissions, then repeat the command to go on",
-            WRONG_USE,
-        )
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            where = f" ({error.filename})" if error.filename else ""
+            _fail(
+                f"cannot write: {error.strerror}{where}. Make room or permissions, then repeat the command to go on",
+                WRONG_USE,
+            )
         traceback.print_exc()
         _fail("this is a defect in this program. What was computed is kept in the run folder", DEFECT)
 

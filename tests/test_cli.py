@@ -32,12 +32,13 @@ def run(tmp_path, monkeypatch, capsys):
 
     def command(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
-        handler = signal.getsignal(signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with pytest.raises(SystemExit) as ended:
                 cli.main()
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return int(ended.value.code or 0), " ".join((captured.out + captured.err).split())
 
@@ -118,6 +119,7 @@ def test_unknown_target_lists_the_known_ones(run, target, tmp_path, monkeypatch)
         ),
         (OSError(errno.EROFS, "Read-only file system"), 2, "Read-only file system"),
         (RuntimeError("bug"), 70, "a defect in this program"),
+        (OSError(errno.EIO, "Input/output error"), 70, "a defect in this program"),
     ],
 )
 def test_exit_codes(run, monkeypatch, error, code, message):

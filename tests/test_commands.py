@@ -89,7 +89,7 @@ def test_demo(place, deployed):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("prune RUN=demo DATASET=digits", "next: make deploy TARGET=host RUN=demo"),
+        ("prune RUN=demo DATASET=digits DISTILL=0", "next: make deploy TARGET=host RUN=demo"),
         ("deploy TARGET=host RUN=demo QUICK=1", "report: runs/demo/report.html"),
         ("stage STAGE=report RUN=demo", ""),
         ("stage STAGE=compact RUN=demo", "compact: finished before"),
