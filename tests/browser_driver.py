@@ -18,6 +18,8 @@ PHONE = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
 TIMEOUT_S = 60.0
 NOISE = ("INFO: ", "WARNING: [npu_registry", "No available adapters", "Failed to create default WebGPU device")
 """LiteRT's information comes out as errors; a machine without a graphics processor is none"""
+LEFT = "navigated or closed"
+"""what the browser says of an expression whose page was left before it had a value"""
 
 
 class BrowserError(RuntimeError):
@@ -67,13 +69,18 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, script: str, timeout: float = TIMEOUT_S) -> Any:
-        """The value of an expression once it is true."""
+        """The value of an expression once it is true; if the page is left meanwhile, on the next one."""
         end = time.monotonic() + timeout
-        while not (found := self.run(script)):
+        while True:
+            try:
+                if found := self.run(script):
+                    return found
+            except BrowserError as error:
+                if LEFT not in str(error):
+                    raise
             if time.monotonic() > end:
                 raise BrowserError(f"not within {timeout:g} s: {script}\n{self.run('document.body.innerText')}")
             time.sleep(0.05)
-        return found
 
     def text(self, selector: str) -> str:
         """What an element shows."""

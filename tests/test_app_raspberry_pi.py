@@ -82,6 +82,14 @@ def classify(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def hasten(folder: Path) -> None:
+    """Let the quick check of a copy measure for less than its 10 s, where its time is not what is tested."""
+    path = folder / "targets" / "latency.py"
+    text = path.read_text()
+    assert 'name="quick", seconds=10.0' in text
+    path.write_text(text.replace('name="quick", seconds=10.0', 'name="quick", seconds=1.0'))
+
+
 def described(folder: Path) -> manifest.Manifest:
     return manifest.read(folder / "model" / "manifest.json")
 
@@ -153,6 +161,7 @@ def test_a_model_that_computes_something_else_is_told_at_start(copy):
     for golden in content["golden"]:
         golden["artifacts"] = {file: [-x for x in row] for file, row in golden["artifacts"].items()}
     path.write_text(json.dumps(content))
+    hasten(copy)
     code, _, err = classify(copy, copy / "model" / "golden" / "0.png")
     assert code == 0
     assert "warning: the model computes something else here" in err
@@ -693,6 +702,7 @@ def test_numbers_that_are_none_are_refused(app, bundle):
 def test_without_golden_pictures_the_check_says_so_in_json(copy):
     path = copy / "model" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "golden": []}))
+    hasten(copy)
     code, out, err = classify(copy, "check", "--quick", "--threads", "1")
     found = json.loads(out, parse_constant=pytest.fail)
     assert (code, found["golden_error"]) == (1, None)

@@ -6,7 +6,7 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from conftest import tiny_config
+from conftest import at_ease, tiny_config
 
 from pipeline import stages
 from pipeline.errors import Interrupted
@@ -115,13 +115,16 @@ def test_helpers_end_with_the_process_that_they_help(image_folder, tmp_path):
     assert set(multiprocessing.active_children()) <= others
 
 
-def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(image_folder, tmp_path, monkeypatch):
+def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(
+    image_folder, shared, tmp_path, monkeypatch
+):
     monkeypatch.setattr(side_by_side, "SECONDS", 0.2)
     base = dataclasses.replace(short_config(image_folder), subset="3x12")
     queue = cells(["dap", "uniform"], [0.5, 0.999], [0])
     steps: list[str] = []
     options: Any = {"progress": lambda stage, *_: steps.append(stage), "say": lambda _: None}
-    rows = compare(base, tmp_path, queue, **options)
+    with at_ease(shared):
+        rows = compare(base, tmp_path, queue, **options)
     assert [(r["method"], r["sparsity_target"]) for r in rows] == [(c.method, c.sparsity) for c in queue]
     dense, dap, uniform, refused, _ = rows
     assert sum(dense["epochs"]) == sum(dap["epochs"]) == sum(uniform["epochs"]) == 2
@@ -135,7 +138,8 @@ def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_othe
     assert round(dap["top1"] * 30 / 100 - dap["top1_val"] * 18 / 100, 6) in range(13)
     assert refused["top1"] is None and "highest" in refused["error"]
     done = len(steps)
-    again = compare(base, tmp_path, queue, **options)
+    with at_ease(shared):
+        again = compare(base, tmp_path, queue, **options)
     assert len(steps) == done
     assert [r["top1"] for r in again] == [r["top1"] for r in rows]
     table = compare_report.write(tmp_path / "r" / "compare.json", "make compare", rows, dataset="d", model="m")
