@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dap.allocate import HELD_FLOOR, blend, block_budget, bpi_to_importance, keep_ratios, smooth
+from dap.allocate import HELD_FLOOR, blend, block_budget, bpi_to_importance, keep_ratios, narrowable, smooth
 
 BPI = st.lists(st.floats(-5.0, 5.0).map(lambda x: round(x, 6)), min_size=1, max_size=24).map(np.array)
 
@@ -105,3 +105,20 @@ def test_unreachable_sparsity_names_one_that_is_reachable(total: int, share: flo
     assert block_budget(total, other + 1, named) >= 0
     with pytest.raises(ValueError):
         block_budget(total, other + 1, named + 2e-4 + 2.0 / total)
+
+
+def test_running_and_blended_importance_are_the_formulas() -> None:
+    one, other = np.array([1.0, 4.0]), np.array([3.0, 0.5])
+    np.testing.assert_allclose(smooth(one, other, 0.2), [1.4, 3.3])
+    np.testing.assert_allclose(smooth(None, other, 0.2), other)
+    np.testing.assert_allclose(blend(one, other, 0.25), [2.5, 1.375])
+
+
+def test_what_narrowing_gives_back_is_at_least_a_hundredth() -> None:
+    np.testing.assert_allclose(narrowable(np.array([100.0, 100.0, 50.0]), np.array([30.0, 100.0, 49.9])), [70, 1, 0.5])
+
+
+def test_the_whole_model_is_a_budget_too() -> None:
+    dense = np.array([30.0, 70.0])
+    np.testing.assert_array_equal(keep_ratios(np.array([1.0, 0.0]), dense, 100.0), ones(2))
+    np.testing.assert_array_equal(keep_ratios(np.array([1.0, 5.0]), dense, 0.0), np.zeros(2))

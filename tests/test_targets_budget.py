@@ -1,6 +1,7 @@
 """Budgets: what is read, what is refused and where it stands, and that every target's own can fail."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from test_targets_validate import AT_LIMIT, latency, measured
 
 from targets import TARGETS, executorch
 from targets import latency as latency_protocol
-from targets.budget import LIMITS, Budget, FormatBudget, load_budget
+from targets.budget import LIMITS, Budget, FormatBudget, check_limit, load_budget
 from targets.formats import FORMATS
 from targets.latency import FULL, QUICK
 from targets.validate import judge, overall
@@ -171,3 +172,24 @@ def test_every_threshold_is_what_was_agreed() -> None:
     assert (QUICK.seconds, QUICK.min_samples, QUICK.warmup, QUICK.cooldown_s) == (10.0, 128, 10, 1.0)
     assert (latency_protocol.PATIENCE, latency_protocol.EARLY_SAMPLES, latency_protocol.SPREAD_MAX) == (3.0, 64, 5.0)
     assert executorch.MAX_OPS_OUTSIDE == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("top1_min", 0.0, None),
+        ("top1_min", 1.0, None),
+        ("top1_min", 1.5, "top1_min is a share between 0 and 1, not 1.5"),
+        ("top1_min", -0.1, "is a share between 0 and 1"),
+        ("top1_drop_max_points", 100.0, None),
+        ("top1_drop_max_points", 101.0, "at most 100, not 101"),
+        ("size_mb_max", 0.0, "size_mb_max must be above 0"),
+        ("size_mb_max", math.inf, "size_mb_max must be a finite number, not inf"),
+    ],
+)
+def test_a_limit_that_nothing_or_everything_meets_is_refused(name, value, message) -> None:
+    if message is None:
+        check_limit(name, value)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_limit(name, value)

@@ -178,3 +178,18 @@ def test_what_another_machine_tells_is_computed_anew() -> None:
     assert not restated(result, 100_000).why_invalid, "early stopping"
     few = summarise([1_000_000] * 5, seconds=1, min_samples=5)
     assert restated(few, 10).why_invalid == "5 samples in 1.0 s, 10 needed"
+
+
+def test_with_enough_samples_p90_is_its_own_bound_and_with_fewer_an_upper_one() -> None:
+    samples_ns = [1_000_000 + 10_000 * n for n in range(100)]
+    enough, early = summarise(samples_ns, 1.0, 100), summarise(samples_ns, 1.0, 101)
+    assert enough.p90_bound_ms == enough.p90_ms
+    assert early.p90_bound_ms > early.p90_ms
+
+
+def test_what_is_wrong_with_samples_is_told() -> None:
+    busy = summarise([1_000_000] * 80 + [9_000_000] * 20, 1.0, 100)
+    assert busy.why_invalid == "p90 is 9.0 times the median, at most 5 allowed: the machine was busy"
+    assert summarise([1_000_000] * 3, 1.0, 1000).why_invalid == "3 samples in 1.0 s, 1000 needed, 64 at least"
+    with pytest.raises(ValueError, match=r"no inference takes 1e\+15 ms"):
+        summarise([10**21], 1.0, 1)

@@ -179,3 +179,13 @@ def test_a_folder_is_checked_file_by_file(manifest: Manifest, tmp_path: Path) ->
 def test_a_file_outside_the_folder_has_no_entry(manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="does not lie beside"):
         dataclasses.replace(manifest.files[0], file="..\\a")
+
+
+@pytest.mark.parametrize(
+    "change", [{"height": 0}, {"width": 0}, {"range": (1.0, 1.0)}, {"range": (2.0, 1.0)}, {"height": 0, "width": 0}]
+)
+def test_an_input_that_cannot_be_is_refused(change) -> None:
+    values = {"height": 1, "width": 1, "color": "RGB", "range": (0.0, 1.0), "resize": {}}
+    InputSpec(**values)
+    with pytest.raises(ValueError, match="height and width must be at least 1, and the second number of range"):
+        InputSpec(**{**values, **change})

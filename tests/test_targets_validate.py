@@ -296,3 +296,41 @@ def test_a_device_that_was_held_back_is_known_by_its_conditions(before: dict, af
 def test_what_was_before_the_measurement_or_is_not_told_holds_nothing_back(before: dict) -> None:
     assert held_back(before, before) is None
     assert held_back({}, {**before, "throttled": "0x50000"}) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "share", "verdict", "value", "reason"),
+    [
+        (LOGITS, 0.5, "pass", 0.0, None),
+        (LOGITS + 2, 0.5, "pass", 2.0, None),  # the limit itself is kept to
+        (LOGITS + 3, 0.5, "fail", 3.0, None),
+        (LOGITS[:1], 0.5, "fail", None, "logits are (1, 3), expected (2, 3), all finite"),
+        (np.full_like(LOGITS, np.inf), 0.5, "fail", None, "logits are (2, 3), expected (2, 3), all finite"),
+        (None, 0.5, "not_measured", None, "no device"),
+    ],
+)
+def test_a_golden_check_says_all_of_itself(found, share, verdict, value, reason) -> None:
+    expected = Check(name="there", limit=2.0, value=value, verdict=verdict, reason=reason)
+    assert check_golden(LOGITS, found, share, "no device", name="there") == expected
+
+
+@pytest.mark.parametrize("key", ["latency_p50_ms_max", "latency_ratio_max", "top1_min", "memory_mb_max"])
+def test_a_limit_without_a_measurement_keeps_its_name_its_limit_and_the_reason(key) -> None:
+    """And one that is no number fails, with what it was."""
+    nothing = Measurements(reduced=False, unmeasured="no device")
+    limit = AT_LIMIT[key]
+    (check,) = judge(nothing, Budget(**{key: limit}))
+    assert check == Check(name=key, limit=limit, value=None, verdict="not_measured", reason="no device")
+    (check,) = judge(dataclasses.replace(nothing, unmeasured=None), Budget(**{key: limit}))
+    assert check.reason == "there is no measurement"
+    (check,) = judge(measured(peak_mb=math.nan), Budget(memory_mb_max=7.0))
+    assert check == Check(name="memory_mb_max", limit=7.0, value=None, verdict="fail", reason="nan is no measurement")
+
+
+def test_parity_of_what_is_no_number_is_the_worst_there_is() -> None:
+    broken = parity(LOGITS, np.full_like(LOGITS, np.nan))
+    assert (broken.psnr_db, broken.top1_agreement) == (-PSNR_CAP_DB, 0.0)
+    assert broken.max_abs is not None
+    assert math.isfinite(broken.max_abs)
+    half = parity(LOGITS, np.stack([LOGITS[0], np.full(3, np.nan, np.float32)]))
+    assert half.top1_agreement == 0.5
