@@ -10,6 +10,9 @@ quoted = '$(subst ','\'',$(1))'
 named = $(filter-out PYTHON,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 
+# Two processes share the test files, in order: much of a test's time is waiting, and what a file needs is made once.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 VERBS := demo data prune profile deploy app stage pretrain compare paper-table \
 	bench-step bench-loader bench-export bench-latency-budget
 .PHONY: help env $(VERBS) test check format lock
@@ -47,13 +50,13 @@ bench-export: ## our exports beside stock ones and other runtimes
 bench-latency-budget: ## milliseconds against parameters as DAP's budget
 
 test: $(READY) ## run all tests
-	@$(VENV)/bin/python -m pytest
+	@$(PYTEST)
 
 check: $(READY) ## ruff, types, fast tests
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 format: $(READY) ## let ruff format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
