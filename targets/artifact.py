@@ -106,7 +106,7 @@ def convert(
     afterwards, and hold half a gigabyte that is given back this way. Exports of one format share their process.
     Raises ValueError as `function` does, RuntimeUnavailable if the process was killed.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # the process may have been started in another folder
     begin = time.perf_counter()
     with replacing(path) as partial_path:
         process = _process(function.__module__)
