@@ -27,6 +27,7 @@ from pipeline import presets, stages
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.context import Context
 from pipeline.data import transfer
+from pipeline.report import figures
 from pipeline.runs import Run
 from targets import artifact, coreml, executorch, latency, tflite
 from targets.artifact import ExportInfo
@@ -40,6 +41,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+EMPTY_SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>\n'
 BRIEF = Protocol(name="brief", seconds=0.3, min_samples=20, warmup=2, cooldown_s=0.0)
 
 
@@ -127,13 +129,15 @@ def context_of(folder: Path, config=None, progress=lambda *_: None) -> tuple[Con
 def at_ease(shared: Path) -> Iterator[None]:
     """For deployments of which neither converters nor this machine's rest is what is tested.
 
-    A model that was converted before, with the same settings, is copied. And no latency is invalid because other work
-    disturbed it: test_targets_latency.py has what is.
+    A model that was converted before, with the same settings, is copied. No latency is invalid because other work
+    disturbed it: test_targets_latency.py has what is. And the report's figures, half of a deployment's seconds, are
+    empty ones: test_report.py has full ones, and so has `finished`.
     """
     with pytest.MonkeyPatch.context() as patch:
         for module in (tflite, executorch, coreml):
             patch.setattr(module, "convert", _converted_once(shared / "exports", module.convert))
         patch.setattr(latency, "SPREAD_MAX", math.inf)
+        patch.setattr(figures, "to_svg", lambda figure, name: EMPTY_SVG)
         yield
 
 
@@ -180,6 +184,7 @@ def finished(image_folder: Path, one_format: Path, shared: Path) -> tuple[Path, 
             stages.run_training(context)
             with at_ease(shared):
                 verdict.write_text(stages.run_deploying(context, "host", budget=one_format, protocol=BRIEF))
+            stages.report(context)
     return folder, verdict.read_text()
 
 

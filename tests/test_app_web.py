@@ -36,6 +36,7 @@ from targets.formats import FORMATS
 
 PROGRAM = browser._find_chromium()
 pytestmark = [
+    pytest.mark.slow,  # as a whole: a build, a browser, and seconds a test
     pytest.mark.browser,
     pytest.mark.skipif(not PROGRAM or not shutil.which("npm"), reason="no Chromium, or no Node.js"),
 ]

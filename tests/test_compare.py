@@ -115,6 +115,7 @@ def test_helpers_end_with_the_process_that_they_help(image_folder, tmp_path):
     assert set(multiprocessing.active_children()) <= others
 
 
+@pytest.mark.slow
 def test_cells_share_the_epochs_run_once_and_one_that_is_refused_leaves_the_others(
     image_folder, shared, tmp_path, monkeypatch
 ):

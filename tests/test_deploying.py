@@ -187,6 +187,7 @@ def test_a_budget_that_cannot_be_read_costs_no_export(deploy):
     assert not (deploy.folder / "artifacts").exists()
 
 
+@pytest.mark.slow
 def test_without_a_dense_reference_its_accuracy_is_not_measured(image_folder, tmp_path):
     recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
     context, _ = context_of(tmp_path / "run", tiny_config(image_folder, dense=None, prune=recipe, finetune=recipe))

@@ -61,7 +61,7 @@ def exported(finished, shared, tmp_path_factory):
 
 
 @pytest.fixture
-def deploy(exported, tmp_path, monkeypatch):
+def deploy(exported, shared, tmp_path, monkeypatch):
     """Deploys a copy to a board for rpi5; returns the verdict and the candidate as the report has it."""
     folder = shutil.copytree(exported, tmp_path / "copy")
 
@@ -77,7 +77,8 @@ def deploy(exported, tmp_path, monkeypatch):
         return verdict, next(a for a in report["artifacts"] if a["role"] == "pruned" and a["target"] == "rpi5")
 
     deployed.folder = folder
-    return deployed
+    with at_ease(shared):
+        yield deployed
 
 
 def measured_of(deploy):

@@ -16,7 +16,7 @@ from pipeline import stages
 from targets import TARGETS, executorch, tflite_program
 from targets.devices.ssh import Ssh
 
-pytestmark = [pytest.mark.qemu, pytest.mark.ssh]
+pytestmark = [pytest.mark.slow, pytest.mark.qemu, pytest.mark.ssh]
 
 # Of the largest logit. The order of sums differs between the processors.
 SAME = 1e-5

@@ -350,6 +350,7 @@ def test_a_runtime_that_hangs_while_its_runner_shows_life_is_given_up(board, con
     assert board.jobs == []
 
 
+@pytest.mark.slow
 def test_a_board_that_is_unplugged_meanwhile_is_given_up(board, connect, job, monkeypatch):
     """Its server's processes are stopped: stands in for a cable that is pulled."""
     monkeypatch.setattr(connection, "ALIVE_S", 1)
@@ -394,6 +395,7 @@ def test_a_result_of_another_artifact_is_no_result(board, connect, job):
     assert board.jobs == []
 
 
+@pytest.mark.slow
 def test_a_second_deployment_is_refused_and_does_not_disturb_the_first(board, connect, job):
     first, second, refused = connect(), connect(), []
 
@@ -429,6 +431,7 @@ device.run(read_job(folder), folder, lambda what, done, total: print(what, done,
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_deployment_that_is_cut_off_here_holds_nothing_there(board, connect, job, how):
     ssh.write_job(lasting(job), job[1])

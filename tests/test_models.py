@@ -187,6 +187,7 @@ CREATE = (
 )
 
 
+@pytest.mark.slow
 def test_weights_from_the_hub(hub, tmp_path):
     done = in_process(CREATE, tmp_path / "home", HF_ENDPOINT=hub)
     assert done.stdout.strip() == "3.5", done.stderr
@@ -196,7 +197,7 @@ def test_weights_from_the_hub(hub, tmp_path):
     "environment",
     [
         {"HF_HUB_OFFLINE": "1"},
-        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
+        {"HF_ENDPOINT": "http://127.0.0.1:9"},
     ],
 )
 def test_offline_names_the_two_ways_out(tmp_path, environment):

@@ -257,6 +257,7 @@ def test_a_model_is_converted_once(tmp_path: Path) -> None:
         assert process.submit(conversions).result() == before + count
 
 
+@pytest.mark.slow
 def test_the_quantiser_is_silent(dense: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     artifact._process(tflite.__name__).shutdown()
     artifact._process.cache_clear()  # the next one writes to what is captured here
