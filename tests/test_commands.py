@@ -4,14 +4,16 @@ import json
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import BRIEF, tiny_config
 from profiles import synthetic
 
 from pipeline import __main__ as cli
-from pipeline import presets, profiling, sessions
+from pipeline import models, presets, profiling, sessions
 from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step
 from pipeline.model_names import MICRO
 from targets import Target
@@ -42,6 +44,7 @@ def place(tmp_path_factory, image_folder, one_format):
         patch.setattr(bench_export, "TINY", MICRO)
         patch.setattr(bench_export, "REDUCED", ())
         patch.setattr(bench_export, "QUICK", BRIEF)
+        patch.setattr(bench_export, "shell_of", partial(models.shell_of, depth=2))
         patch.setattr(bench_latency, "QUICK", BRIEF)
         patch.setattr(bench_loader, "BATCH", 4)
         patch.setattr(bench_step, "BATCH", {MICRO: {"cpu": 8, "cuda": 8}})
@@ -52,8 +55,11 @@ def place(tmp_path_factory, image_folder, one_format):
             ("WHOLE", profiling.WHOLE[:2]),
         ):
             patch.setattr(profiling, name, few)
+        patch.setattr(profiling, "depth_of", lambda model: 2)
         patch.setattr(profiling.profile, "__kwdefaults__", profiling.profile.__kwdefaults__ | {"protocol": BRIEF})
+        threads = torch.get_num_threads()
         yield folder
+        torch.set_num_threads(threads)  # bench-export times with others
 
 
 def ended_with(line: str) -> int:
@@ -102,12 +108,9 @@ def test_demo(place, deployed):
         ),
         ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
         ("bench-export QUICK=1 OUT=export.json", "results: export.json"),
-        ("bench-latency-budget QUICK=1 SPARSITY=0.6 OUT=latency.json", "results: latency.json"),
     ],
 )
 def test_a_verb(place, deployed, capsys, image_folder, line, expected):
-    if line.startswith("bench-latency-budget"):
-        profiles.write([synthetic()], profiles.FOLDER / "host.json")
     code = ended_with(line.format(images=image_folder))
     captured = capsys.readouterr()
     text = " ".join((captured.out + captured.err).split())
@@ -126,6 +129,20 @@ def test_bench_step_has_a_row_per_probe_and_ratios_to_none(place):
     assert none["step_ratio"] == none["memory_ratio"] == 1
     assert reference["step_ms"] > default["step_ms"]
     assert reference["peak_mb"] > default["peak_mb"] > 0
+
+
+@pytest.mark.slow
+def test_both_budgets_are_predicted_to_be_equally_fast(place):
+    profiles.write([synthetic()], profiles.FOLDER / "host.json")
+    assert ended_with("bench-latency-budget QUICK=1 SPARSITY=0.6 OUT=latency.json") == 0
+    rows = json.loads((place / "latency.json").read_text())["rows"]
+    params, latency = rows
+    assert (params["budget"], latency["budget"]) == ("params", "latency")
+    assert latency["latency_ms_target"] == params["latency_ms_predicted"]
+    of_asked = latency["latency_ms_predicted"] / latency["latency_ms_target"]
+    assert 0.97 < of_asked < 1 + 1e-4  # the allocator's table holds whole nanoseconds
+    assert all(row["latency_ms_p50"] > 0 and row["images"] == 18 for row in rows)
+    assert bench_latency.report(rows).count("\n") == 9
 
 
 def test_every_verb_is_tried():

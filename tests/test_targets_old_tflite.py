@@ -59,10 +59,10 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if python is None:
         pytest.skip("tflite-runtime 2.14.0 has no wheels for Python > 3.11, and there is no python3.11")
     folder = tmp_path_factory.mktemp("old") / "venv"
-    subprocess.run([python, "-m", "venv", folder], check=True)
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
     requirements = Path(__file__).with_name("requirements-tflite-runtime.txt")
     pip = subprocess.run(
-        [folder / "bin" / "pip", "install", "--quiet", "--require-hashes", "-r", requirements],
+        [sys.executable, "-m", "pip", "--python", folder, "install", "--quiet", "--require-hashes", "-r", requirements],
         capture_output=True,
         text=True,
     )
