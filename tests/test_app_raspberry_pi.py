@@ -6,6 +6,7 @@ import dataclasses
 import http.client
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -367,6 +368,7 @@ def test_a_client_that_asks_nothing_is_let_go(app, monkeypatch):
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_camera_that_fails_is_shown_and_tried_again(bundle, recording, tmp_path):
     broken = tmp_path / "broken.avi"
     broken.write_bytes(b"no video")
@@ -576,13 +578,21 @@ def watch(app, monkeypatch):
 
     model.warning = None
 
+    made = []
+
     def make(camera):
         watch = app.web.Watch(model, camera)
+        made.append((watch, camera))
         threading.Thread(target=watch.run, daemon=True).start()
         return watch
 
     yield make
-    monkeypatch.setattr(app.web, "UNWATCHED_S", -1.0)
+    deadline = time.monotonic() + 20
+    for watch, camera in made:  # its thread stays, and what it does must not be counted in the next test
+        watch._looked = -math.inf
+        while camera.open:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_whatever_fails_is_told_and_tried_again_until_it_works(watch):

@@ -29,7 +29,7 @@ from targets.devices.connection import Connection
 from targets.devices.job import DeviceError, FormatUnavailable
 from targets.devices.ssh import Ssh
 
-pytestmark = pytest.mark.ssh
+pytestmark = [pytest.mark.slow, pytest.mark.ssh]
 
 # This machine stands in for a Raspberry Pi: its processor is taken for the board's.
 TARGET = dataclasses.replace(TARGETS["rpi5"], machines=(platform.machine(),))
@@ -350,7 +350,6 @@ def test_a_runtime_that_hangs_while_its_runner_shows_life_is_given_up(board, con
     assert board.jobs == []
 
 
-@pytest.mark.slow
 def test_a_board_that_is_unplugged_meanwhile_is_given_up(board, connect, job, monkeypatch):
     """Its server's processes are stopped: stands in for a cable that is pulled."""
     monkeypatch.setattr(connection, "ALIVE_S", 1)
@@ -395,7 +394,6 @@ def test_a_result_of_another_artifact_is_no_result(board, connect, job):
     assert board.jobs == []
 
 
-@pytest.mark.slow
 def test_a_second_deployment_is_refused_and_does_not_disturb_the_first(board, connect, job):
     first, second, refused = connect(), connect(), []
 
@@ -431,7 +429,6 @@ device.run(read_job(folder), folder, lambda what, done, total: print(what, done,
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_deployment_that_is_cut_off_here_holds_nothing_there(board, connect, job, how):
     ssh.write_job(lasting(job), job[1])
@@ -574,7 +571,6 @@ def test_a_board_that_lacks_executorch_alone_still_does_the_rest(board, connect,
     assert device.run(*job, lambda *_: None).golden_error == 0
 
 
-@pytest.mark.slow
 def test_a_bare_board_is_set_up(board, connect, job, tmp_path):
     board.program("python3", BARE)
     try:
