@@ -6,7 +6,6 @@ import dataclasses
 import http.client
 import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -36,6 +35,7 @@ from targets.artifact import RuntimeUnavailable, sha256_of
 from targets.devices import browser
 from targets.manifest import InputSpec
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "apps" / "raspberry-pi"
 
@@ -175,7 +175,6 @@ def test_a_runtime_without_a_file_is_told(bundle):
     assert "executorch: the manifest names no file for it" in err
 
 
-@pytest.mark.slow
 def test_the_check_follows_the_protocol(bundle):
     code, out, _ = classify(bundle, "check", "--quick", "--threads", "1")
     found = json.loads(out)
@@ -368,7 +367,6 @@ def test_a_client_that_asks_nothing_is_let_go(app, monkeypatch):
         server.shutdown()
 
 
-@pytest.mark.slow
 def test_a_camera_that_fails_is_shown_and_tried_again(bundle, recording, tmp_path):
     broken = tmp_path / "broken.avi"
     broken.write_bytes(b"no video")
@@ -582,17 +580,16 @@ def watch(app, monkeypatch):
 
     def make(camera):
         watch = app.web.Watch(model, camera)
-        made.append((watch, camera))
-        threading.Thread(target=watch.run, daemon=True).start()
+        thread = threading.Thread(target=watch.run, daemon=True)
+        made.append((watch, thread))
+        thread.start()
         return watch
 
     yield make
-    deadline = time.monotonic() + 20
-    for watch, camera in made:  # its thread stays, and what it does must not be counted in the next test
-        watch._looked = -math.inf
-        while camera.open:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    for watch, thread in made:  # what it does must not be counted in the next test
+        watch.end()
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_whatever_fails_is_told_and_tried_again_until_it_works(watch):
@@ -637,7 +634,6 @@ def test_the_camera_rests_unwatched_and_the_next_look_gets_no_old_picture(app, w
     assert camera.opened == opened + 1
 
 
-@pytest.mark.slow
 def test_a_client_that_has_gone_watches_no_more_even_without_pictures(app, watch, monkeypatch):
     monkeypatch.setattr(app.web, "UNWATCHED_S", 3.0)  # more than one look takes
     camera = Camera(*[OSError("no camera")] * 1000)
@@ -672,6 +668,28 @@ def test_what_the_system_tells_is_asked_once_a_second_outside_the_lock(app, watc
     assert not any(held)
     assert len(asked) <= 2 + (asked[-1] - asked[0])
     assert state["temperature_c"] == 50.0
+
+
+def test_an_inference_under_way_ends_before_the_process_may(app, monkeypatch):
+    begun, done = threading.Event(), threading.Event()
+
+    def model(pixels):
+        begun.set()
+        time.sleep(0.5)
+        done.set()
+        return SimpleNamespace(top=[("a", 1.0)], milliseconds=1.0)
+
+    def serve_forever(server):
+        threading.Thread(target=server.watch.look, args=(0,), daemon=True).start()  # somebody opens the page
+        assert begun.wait(20)
+        raise KeyboardInterrupt
+
+    camera, model.warning = Camera(), None
+    monkeypatch.setattr(app.web.Server, "serve_forever", serve_forever)
+    with pytest.raises(KeyboardInterrupt):
+        app.web.serve(model, camera, "127.0.0.1", 0)
+    assert done.is_set()
+    assert not camera.open
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -739,7 +757,6 @@ def test_the_app_knows_no_model_and_needs_little():
         assert not any(word in text for word in ("deit", "vit_", "digits")), path
 
 
-@pytest.mark.slow
 @pytest.mark.qemu
 @pytest.mark.parametrize("kind", ["litert", "old"])
 def test_on_an_emulated_board_it_gives_the_same_answers(bundle, tmp_path, kind):
@@ -857,7 +874,6 @@ def test_executorch_is_tried_before_it_is_called_installed(install):
     assert code == 2
 
 
-@pytest.mark.slow
 def test_executorch_gives_the_answers_that_tflite_gives(tmp_path, bundle):
     """The same model in both formats; both are of the pipeline's own making."""
     try:
@@ -908,7 +924,6 @@ def test_executorch_gives_the_answers_that_tflite_gives(tmp_path, bundle):
         assert one["probability"] == pytest.approx(other["probability"], rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(not browser._find_chromium(), reason="no Chromium")
 def test_the_page_tells_a_camera_that_failed_from_a_board_that_is_gone(bundle, recording, tmp_path):

@@ -18,6 +18,7 @@ from targets.devices.measure import describe, run
 from targets.formats import FORMATS
 from targets.latency import invalid
 
+pytestmark = pytest.mark.slow
 BUDGET = "top1_share_min = 0.5\nlatency_p90_ms_max = 1000\nmemory_mb_max = 500\n[tflite]\nprecisions = ['fp32']"
 PI_5 = {**describe(), "device": "Raspberry Pi 5 Model B Rev 1.0", "arch": "aarch64"}
 

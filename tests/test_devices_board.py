@@ -21,6 +21,7 @@ from targets.artifact import RuntimeUnavailable
 from targets.devices import board_setup, measure
 from targets.devices.job import RESULT, DeviceError, read_result, write_job, write_result
 
+pytestmark = pytest.mark.slow
 # numpy is there and no interpreter: stands in for a board where nothing has been installed
 NO_INTERPRETER = """
 import sys

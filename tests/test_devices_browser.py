@@ -29,6 +29,7 @@ from targets.devices.browser_server import Server
 from targets.devices.job import GOLDEN, IMAGES, JOB, RESULT, DeviceError, Job, rows_of, write_job
 from targets.formats import FORMATS
 
+pytestmark = pytest.mark.slow
 CHROMIUM = browser._find_chromium()
 IMAGE_COUNT = 12
 
@@ -589,7 +590,6 @@ console.log(JSON.stringify([found, clockStepNs(), ...steps]));
     )
 
 
-@pytest.mark.slow
 @real
 def test_a_deployment_to_the_web_has_a_full_verdict(run_copy, one_format):
     context, said = context_of(run_copy)

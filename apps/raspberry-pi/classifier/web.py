@@ -33,6 +33,8 @@ UNWATCHED_S = 5.0
 """without a look at the page for so long, the camera and the processor rest"""
 AGAIN_S = 5.0
 """until a camera that failed is tried again"""
+END_S = 10.0
+"""that the end waits for an inference; the process must not go while a runtime computes in it"""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -45,29 +47,41 @@ class Watch:
         self._number, self._jpeg = 0, b""
         self._state: dict[str, Any] = {}
         self._looked = -math.inf
+        self._ended = False
         # of the thread that runs
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._begun: deque[float] = deque(maxlen=32)
         self._conditions, self._asked = conditions(), time.monotonic()
 
     def run(self) -> None:
-        """For ever, in a thread of its own: open the camera on a look, close it without; try again what has failed."""
+        """Until told to end, in a thread of its own: open the camera on a look, close it without; try again what has
+        failed.
+        """
         while True:
             with self._changed:
-                self._changed.wait_for(self._watched)
+                self._changed.wait_for(lambda: self._ended or self._watched())
+            if self._ended:
+                return
             self._begun.clear()
             try:
                 with contextlib.closing(self._frames()) as frames:
                     for pixels in frames:
                         self._show(pixels)
-                        if not self._watched():
+                        if self._ended or not self._watched():
                             self._become(b"", {})  # the next one who looks is not to see an old picture
                             break
             except Exception as error:  # cameras, runtimes and the system fail in any way, and the page has to say it
                 failed = str(error) or type(error).__name__
                 print(f"error: {failed}", file=sys.stderr)
                 self._become(b"", {"failed": failed})
-                time.sleep(AGAIN_S)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ended, AGAIN_S)
+
+    def end(self) -> None:
+        """Have `run` return behind the picture that it has."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
     def _watched(self) -> bool:
         return time.monotonic() - self._looked < UNWATCHED_S
@@ -147,12 +161,15 @@ def serve(
         todo = "try another --port" if taken else "--host is this machine's own address, or 0.0.0.0 for all it has"
         reason = error.strerror if isinstance(error, OSError) else "this is no name"
         raise ValueError(f"{host}:{port} cannot be served ({reason}); {todo}") from error
-    threading.Thread(target=watch.run, daemon=True).start()
+    watching = threading.Thread(target=watch.run, daemon=True)
+    watching.start()
     print(f"open {server.address()}", flush=True)
     try:
         server.serve_forever()
     finally:
         server.server_close()
+        watch.end()
+        watching.join(END_S)
 
 
 class Server(serving.HttpServer):
