@@ -30,11 +30,12 @@ from pipeline.errors import (
 )
 from pipeline.experiments import commands
 from pipeline.methods import GATED
-from pipeline.model_names import check_name
+from pipeline.model_names import check_name, check_size, patch_of
 from pipeline.options import (
     EXIT_CODES,
     DataOption,
     DatasetOption,
+    ImgSizeOption,
     ModelOption,
     SeedOption,
     SubsetOption,
@@ -131,6 +132,7 @@ def prune(
         typer.Option(help="Instead of SPARSITY: median milliseconds on TARGET, as its profile predicts them."),
     ] = None,
     model: ModelOption = None,
+    img_size: ImgSizeOption = None,
     model_path: Annotated[
         Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
     ] = None,
@@ -182,6 +184,7 @@ def prune(
         subset=subset,
         target=target,
         seed=seed,
+        img_size=img_size,
         model_path=str(model_path) if model_path else None,
         from_scratch=from_scratch,
         teacher=OWN if distill else None,
@@ -256,6 +259,7 @@ def open_app(
 def profile(
     target: Annotated[str, typer.Option(help="host, rpi4, rpi5 or web.")] = "host",
     model: Annotated[str, typer.Option(help="A timm DeiT or plain ViT name.")] = "deit_micro_patch8_64",
+    img_size: ImgSizeOption = None,
     device: DeviceOption = None,
     format: Annotated[str | None, typer.Option(help="File format.  \\[default: the budget's first]")] = None,
     precision: Annotated[
@@ -269,12 +273,15 @@ def profile(
     if target not in TARGETS:
         raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
     check_name(model)
+    if img_size is not None:
+        check_size(img_size, patch_of(model))
     from pipeline import profiling
 
     with console.progress() as progress:
         found, path = profiling.profile(
             TARGETS[target],
             model,
+            img_size=img_size,
             device=device,
             format=format,
             precision=precision,
@@ -286,7 +293,7 @@ def profile(
         f"{path}: the dense model is predicted to take {found.dense_ms(profiling.depth_of(model)):.4g} ms; "
         f"{len(found.whole)} whole models, by which the curves were scaled, come out within {100 * found.off():.1f} %"
     )
-    console.tell(f"next: {console.make('prune', latency_ms='...', target=target, model=model)}")
+    console.tell(f"next: {console.make('prune', latency_ms='...', target=target, model=model, img_size=img_size)}")
 
 
 @app.command("stage", epilog=EXIT_CODES)

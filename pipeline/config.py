@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dap import PruneConfig
 from pipeline.data.names import parse_subset
 from pipeline.methods import METHODS, ON_LATENCY, RELEASED
-from pipeline.model_names import MICRO
+from pipeline.model_names import MICRO, check_size, patch_of
 from targets import TARGETS, strict
 
 OWN = "dense"
@@ -74,6 +74,8 @@ class RunConfig:
     """CLASSESxIMAGES: so many classes, spread evenly, and so many training images of each; None: everything"""
     model: str
     """a timm DeiT or ViT name"""
+    img_size: int | None = None
+    """height and width of the model's images, pixels, a multiple of its patch; None: its own"""
     model_path: str | None = None
     """weights file to begin from; None: the model's own pretrained weights"""
     from_scratch: bool = False
@@ -125,6 +127,8 @@ class RunConfig:
             raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
         if self.seed < 0:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
+        if self.img_size is not None:
+            check_size(self.img_size, patch_of(self.model))
         if self.subset is not None:
             parse_subset(self.subset)
         if self.teacher == OWN and (self.dense is None or self.method == "dense"):

@@ -34,27 +34,29 @@ def fix(run: Run) -> dict[str, str]:
     config, path = run.config, run.folder / FILE
     if config.latency_ms is None:
         return {}
-    dense = dense_of(config.model)
+    dense = dense_of(config.model, img_size=config.img_size)
     shape = shape_of(dense)
     known = [found for found in profiles.read(path) if (found.target, found.shape) == (config.target, shape)]
-    found = known[0] if known else find(TARGETS[config.target], shape, config.model)
+    found = known[0] if known else find(TARGETS[config.target], shape, config.model, config.img_size)
     sparsity_of(config.latency_ms, table_of(found, len(dense.blocks)), config.target)
     if not known:
         profiles.write([found], path)
     return {FILE: files.digest(path)}
 
 
-def find(target: Target, shape: Shape, model: str) -> Profile:
+def find(target: Target, shape: Shape, model: str, img_size: int | None = None) -> Profile:
     """The profile of a model's shape in the target's file, of the first format and precision in the target's budget.
 
+    model, img_size: as they were asked for, for the message
     Raises ValueError, with what to do, if there is none, or if it was measured on another machine than this one where
     this one is the target.
     """
     path = profiles.path_of(target.name)
-    again = f"make profile TARGET={target.name} MODEL={model}"
+    at = "" if img_size is None else f" IMG_SIZE={img_size}"
+    again = f"make profile TARGET={target.name} MODEL={model}{at}"
     fitting = [found for found in profiles.read(path) if found.shape == shape]
     if not fitting:
-        raise ValueError(f"there is no profile of {model} on TARGET={target.name} in {path}. `{again}` makes one")
+        raise ValueError(f"there is no profile of {model}{at} on TARGET={target.name} in {path}. `{again}` makes one")
     order = [(format, precision) for format, budget in target.budget().items() for precision in budget.precisions]
     ranks = {pair: rank for rank, pair in enumerate(order)}
     found = min(fitting, key=lambda one: ranks.get((one.format, one.precision), len(ranks)))

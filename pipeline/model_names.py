@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MICRO = "deit_micro_patch8_64"
-SMALL_112 = "vit_small_patch14_112_dinov2"
+DINO_SMALL = "vit_small_patch14_dinov2"
 PRUNABLE = ("VisionTransformer", "VisionTransformerDistilled")
 """timm's classes that DAP may be able to prune"""
 
@@ -21,7 +21,7 @@ def registered() -> dict[str, str]:
     """
     spec = find_spec("timm")
     assert spec is not None, "a dependency"
-    found = {MICRO: PRUNABLE[0], SMALL_112: PRUNABLE[0]}
+    found = {MICRO: PRUNABLE[0]}
     for folder in spec.submodule_search_locations or ():
         for path in sorted(Path(folder).glob("models/*.py")):
             found |= dict(_ENTRY.findall(path.read_text(encoding="utf-8")))
@@ -41,3 +41,18 @@ def check_name(name: str) -> None:
         raise ValueError(f"MODEL={name} is unknown. Known: {', '.join(known())}")
     if kind not in PRUNABLE:
         raise ValueError(f"MODEL={name} is a {kind or 'model of another kind'}; only DeiT and plain ViT can be pruned")
+
+
+def patch_of(name: str) -> int:
+    """Height and width of a patch in pixels, as a model's name says it; 1 if it says none."""
+    found = re.search(r"_patch(\d+)", name)
+    return int(found[1]) if found else 1
+
+
+def check_size(img_size: int, patch: int) -> None:
+    """Raises ValueError, with the nearest sizes that will do, for an image that is no whole number of patches."""
+    if img_size > 0 and img_size % patch == 0:
+        return
+    below = max(0, img_size // patch * patch)
+    near = f"{below} or {below + patch}" if below else f"{patch}"
+    raise ValueError(f"IMG_SIZE={img_size} is no multiple of the model's patch of {patch} pixels: take {near}")

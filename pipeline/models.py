@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from timm.layers import DropPath
 from timm.models import VisionTransformer, generate_default_cfgs, register_model
 from timm.models.deit import _create_deit
-from timm.models.vision_transformer import _create_vision_transformer, checkpoint_filter_fn
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from pipeline.errors import EnvironmentLacks
-from pipeline.model_names import MICRO, SMALL_112, check_name
+from pipeline.model_names import MICRO, check_name, check_size
 
 MICRO_WEIGHTS = Path(__file__).parent / "weights" / f"{MICRO}.safetensors"
 
@@ -25,20 +25,6 @@ default_cfgs = generate_default_cfgs(
             "file": str(MICRO_WEIGHTS),
             "num_classes": 123,
             "input_size": (3, 64, 64),
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "fixed_input_size": True,
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "license": "apache-2.0",
-        },
-        # Weights from a file of vit_small_patch14_dinov2, whose position embedding timm resamples.
-        SMALL_112: {
-            "num_classes": 0,
-            "input_size": (3, 112, 112),
             "pool_size": None,
             "crop_pct": 1.0,
             "interpolation": "bicubic",
@@ -63,41 +49,40 @@ def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransforme
     return _create_deit(MICRO, pretrained=pretrained, **dict(arguments, **kwargs))
 
 
-@register_model
-def vit_small_patch14_112_dinov2(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """DINOv2's ViT-S/14 for 112x112 images: 12 layers of width 384 with LayerScale, 65 tokens, 22 M parameters.
-
-    A real pretrained model at a size that experiments can afford.
-    """
-    arguments = dict(img_size=112, patch_size=14, embed_dim=384, depth=12, num_heads=6, init_values=1e-5)
-    return _create_vision_transformer(SMALL_112, pretrained=pretrained, **dict(arguments, **kwargs))
-
-
-def shell_of(name: str, num_classes: int, **options: Any) -> nn.Module:
+def shell_of(name: str, num_classes: int, *, img_size: int | None = None, **options: Any) -> nn.Module:
     """The model of a name with random weights; other modules ask here, so that ours is registered.
 
+    img_size: height and width of its images, pixels; None: the model's own
     options: of the model's function in timm, such as depth
+    Raises ValueError for an image that is no whole number of patches.
     """
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, img_size=img_size, **options)
+    if img_size is not None and isinstance(model, VisionTransformer):
+        for patch in model.patch_embed.patch_size:
+            check_size(img_size, patch)
+    return model
 
 
 def create_model(
     name: str,
     num_classes: int,
     *,
+    img_size: int | None = None,
     weights: Path | None = None,
     from_scratch: bool = False,
 ) -> VisionTransformer:
     """A timm DeiT or ViT with a new head of `num_classes` outputs.
 
     name:         any timm DeiT/ViT model name
+    img_size:     height and width of its images, pixels, to which pretrained position embeddings are resampled;
+                  None: the model's own
     weights:      a .safetensors (or weights-only .pth) file; None: the model's own pretrained weights
     from_scratch: random weights, only when asked for
-    Raises ValueError for an unknown name or a file that does not fit, EnvironmentLacks when the weights
+    Raises ValueError for an unknown name, a size or a file that does not fit, EnvironmentLacks when the weights
     would have to be downloaded and cannot be.
     """
     check_name(name)
-    shell = shell_of(name, num_classes)
+    shell = shell_of(name, num_classes, img_size=img_size)
     if not isinstance(shell, VisionTransformer):
         raise ValueError(f"MODEL={name} is a {type(shell).__name__}; only DeiT and plain ViT can be pruned")
     if from_scratch:
@@ -106,7 +91,7 @@ def create_model(
         load_weights(shell, weights)
         return shell
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=num_classes)
+        model = timm.create_model(name, pretrained=True, num_classes=num_classes, img_size=img_size)
     except SafetensorError as error:
         raise ValueError(f"the pretrained weights of {name} are damaged ({error}). {_ways_out(name)}") from error
     except (OSError, RuntimeError) as error:  # what hub clients raise when offline, and timm without a source

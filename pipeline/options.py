@@ -32,6 +32,12 @@ ModelOption = Annotated[
         help="A timm DeiT or plain ViT name.  \\[default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
     ),
 ]
+ImgSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Height and width of the model's images in pixels, a multiple of its patch.  \\[default: the model's own]"
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 

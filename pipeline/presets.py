@@ -9,7 +9,7 @@ from dap import PruneConfig
 from pipeline.config import PretrainConfig, RunConfig, TrainConfig
 from pipeline.data import names
 from pipeline.methods import METHODS
-from pipeline.model_names import MICRO, SMALL_112
+from pipeline.model_names import DINO_SMALL, MICRO
 
 
 def digits(sparsity: float) -> RunConfig:
@@ -45,7 +45,7 @@ def few_images(dataset: str, sparsity: float) -> RunConfig:
     recipe: dict[str, Any] = dict(batch_size=64, lr=1e-4)
     return RunConfig(
         dataset=dataset,
-        model=SMALL_112,
+        model=DINO_SMALL,
         pruning=PruneConfig(sparsity=sparsity),
         dense=TrainConfig(epochs=40, warmup_epochs=1, **recipe),
         prune=TrainConfig(epochs=24, warmup_epochs=1, schedule="constant", **recipe),
@@ -75,7 +75,7 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
         return replace(digits(sparsity), model=model or MICRO)
     if model == MICRO:
         return micro(dataset, sparsity)
-    if model == SMALL_112:
+    if model == DINO_SMALL:
         return few_images(dataset, sparsity)
     return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
 
@@ -127,6 +127,11 @@ def dataset_name(config: RunConfig) -> str:
     return name + (f"-{config.subset}" if config.subset else "")
 
 
+def model_name(config: RunConfig) -> str:
+    """The model in a word: its name, and the size of its images if it was asked for."""
+    return config.model if config.img_size is None else f"{config.model}-{config.img_size}px"
+
+
 def run_name(config: RunConfig) -> str:
     """The run folder's name when the user gives none: what tells runs apart at a glance."""
     dataset = dataset_name(config)
@@ -139,4 +144,4 @@ def run_name(config: RunConfig) -> str:
     budget = f"{config.pruning.sparsity:g}"
     if config.latency_ms is not None:
         budget = f"{config.latency_ms:g}ms-{config.target}"
-    return f"{dataset}-{config.model}-{method}-{budget}-seed{config.seed}".replace("/", "_")
+    return f"{dataset}-{model_name(config)}-{method}-{budget}-seed{config.seed}".replace("/", "_")

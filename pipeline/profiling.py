@@ -69,6 +69,7 @@ def profile(
     target: Target,
     model: str,
     *,
+    img_size: int | None = None,
     device: str | None = None,
     format: str | None = None,
     precision: str | None = None,
@@ -79,6 +80,7 @@ def profile(
 ) -> tuple[Profile, Path]:
     """Measure the blocks of `model` on a device of the target, and add the profile to the target's file.
 
+    img_size: pixels; None: the model's own
     device: as connect takes it;  format, precision: None: the first that the target's budget names
     protocol: of each job;  path: None: targets/profiles/<target>.json
     Returns the profile and its file. Raises ValueError for a model, format or precision that the target does not have,
@@ -87,7 +89,7 @@ def profile(
     format, precision = _chosen(target, format, precision)
     path = path or profiles.path_of(target.name)
     profiles.read(path)  # a damaged file should show before minutes are spent
-    dense = dense_of(model, 1)
+    dense = dense_of(model, depth=1, img_size=img_size)
     shape, view = shape_of(dense), View.of(dense)
     try:
         connected = connect(target, device, say, format)
@@ -256,7 +258,7 @@ class _Timing:
         if known not in self.exported:
             path = self.folder / f"{len(self.exported)}{FORMATS[self.format].suffix}"
             FORMATS[self.format].export(
-                stack(self.model, layers),
+                stack(self.model, layers, self.view.size),
                 mean=self.view.mean,
                 std=self.view.std,
                 path=path,
@@ -286,16 +288,16 @@ class _Timing:
             self.say(f"  doubtful: {doubt}. A profile that is measured anew may be better")
 
 
-def dense_of(model: str, depth: int | None = None) -> VisionTransformer:
-    """The dense model of a name with random weights and so many layers; None: its own."""
+def dense_of(model: str, *, depth: int | None = None, img_size: int | None = None) -> VisionTransformer:
+    """The dense model of a name with random weights, so many layers and an image size; None: its own."""
     check_name(model)
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
-    return check_prunable(shell_of(model, CLASSES, **options)).eval()
+    return check_prunable(shell_of(model, CLASSES, img_size=img_size, **options)).eval()
 
 
-def stack(model: str, layers: Layers) -> VisionTransformer:
+def stack(model: str, layers: Layers, img_size: int | None = None) -> VisionTransformer:
     """A model of that name's shape with random weights and these layers, compact, in eval mode."""
-    dense = dense_of(model, len(layers))
+    dense = dense_of(model, depth=len(layers), img_size=img_size)
     widths = [width for layer in layers for width in layer]
     return compact(dense, branches_of(dense), [{"width": torch.arange(width)} for width in widths])
 

@@ -50,6 +50,7 @@ def prepare(context: Context) -> Written:
     model = models.create_model(
         config.model,
         len(context.dataset.classes),
+        img_size=config.img_size,
         weights=Path(config.model_path) if config.model_path else None,
         from_scratch=config.from_scratch,
     )

@@ -5,16 +5,18 @@ import http.server
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 
-from pipeline import model_names, models
+from pipeline import model_names, models, presets
 from pipeline.data.view import View
-from pipeline.model_names import MICRO, SMALL_112
+from pipeline.model_names import DINO_SMALL, MICRO
 from pipeline.models import MICRO_WEIGHTS, create_model, load_weights, set_drop_path
 
 ROOT = Path(__file__).parent.parent
@@ -218,10 +220,61 @@ def test_model_names_are_models():
     assert {MICRO, "deit_small_patch16_224", "vit_tiny_patch16_224"} <= set(model_names.known())
 
 
-def test_weights_of_the_usual_model_are_resampled_to_its_size(tmp_path):
-    usual = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=28)
+# images of another size
+
+
+def test_weights_are_resampled_to_another_size(tmp_path):
+    usual = timm.create_model(DINO_SMALL, num_classes=0, img_size=28)
     save_file(usual.state_dict(), tmp_path / "weights.safetensors")
-    model = create_model(SMALL_112, 10, weights=tmp_path / "weights.safetensors")
+    model = create_model(DINO_SMALL, 10, img_size=112, weights=tmp_path / "weights.safetensors")
     assert View.of(model).size == 112 and model.pos_embed.shape == (1, 65, 384)
     assert torch.equal(model.blocks[3].attn.qkv.weight, usual.blocks[3].attn.qkv.weight)
-    load_weights(model, tmp_path / "weights.safetensors")
+    expected = resample_abs_pos_embed(usual.pos_embed.detach(), [8, 8])
+    torch.testing.assert_close(model.pos_embed.detach(), expected)
+
+
+@pytest.mark.parametrize("size", [8, 32, 96])
+def test_the_models_own_weights_are_resampled_too(weights, size):
+    model = create_model(MICRO, 10, img_size=size)
+    expected = resample_abs_pos_embed(weights["pos_embed"].half(), [size // 8] * 2).float()  # as stored
+    torch.testing.assert_close(model.pos_embed.detach(), expected)
+    torch.testing.assert_close(model.blocks[3].mlp.fc1.weight, weights["blocks.3.mlp.fc1.weight"])
+    assert model.eval()(torch.zeros(1, 3, size, size)).shape == (1, 10)
+    assert View.of(model) == replace(View.of(create_model(MICRO, 10)), size=size)
+
+
+def test_the_crop_stays_that_of_the_weights():
+    view = View.of(models.shell_of("deit_tiny_patch16_224", 10, img_size=160))
+    assert (view.size, view.crop_ratio) == (160, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "nearest"),
+    [
+        ("deit_tiny_patch16_224", 150, "144 or 160"),
+        (DINO_SMALL, 224 + 1, "224 or 238"),
+        (MICRO, 5, "8"),
+        (MICRO, 0, "8"),
+        (MICRO, -64, "8"),
+    ],
+)
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(name, size, nearest):
+    patch = model_names.patch_of(name)
+    message = rf"IMG_SIZE={size} is no multiple of the model's patch of {patch} pixels: take {nearest}$"
+    with pytest.raises(ValueError, match=message):
+        replace(presets.digits(0.5), model=name, img_size=size)
+    if size > patch:
+        with pytest.raises(ValueError, match=message):
+            create_model(name, 10, img_size=size, from_scratch=True)
+
+
+def test_a_patch_is_what_the_name_says():
+    for name in model_names.known():
+        if "_patch" in name and "large" not in name and "base" not in name:
+            assert timm.create_model(name, depth=1).patch_embed.patch_size == (model_names.patch_of(name),) * 2, name
+
+
+def test_a_runs_name_says_the_size_if_it_was_given():
+    config = presets.digits(0.5)
+    assert presets.run_name(config) == f"digits-{MICRO}-dap-0.5-seed0"
+    assert presets.run_name(replace(config, img_size=32)) == f"digits-{MICRO}-32px-dap-0.5-seed0"

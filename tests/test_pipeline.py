@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import BRIEF, context_of, tiny_config
+from conftest import BRIEF, at_ease, context_of, tiny_config
+from PIL import Image
 
 from dap import count_params, load_compact
 from pipeline import files, models, presets, stages
@@ -93,6 +94,26 @@ def test_the_small_model_loads_with_one_call_and_without_the_dense_weights(finis
     assert count_params(model) == report_of(finished[0])["params"]
     with torch.inference_mode():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
+@pytest.mark.slow
+def test_images_of_another_size_from_end_to_end(image_folder, one_format, shared, tmp_path):
+    """The dense reference, the small model, its exports, what apps are told, and the golden pictures."""
+    config = tiny_config(image_folder, img_size=32)
+    recipe = dataclasses.replace(config.finetune, epochs=1)
+    context, _ = context_of(tmp_path, dataclasses.replace(config, prune=recipe, finetune=recipe))
+    stages.run_training(context)
+    with at_ease(shared):
+        assert stages.run_deploying(context, "host", budget=one_format, protocol=BRIEF) != "not_measured"
+    assert json.loads((tmp_path / "model/preprocess.json").read_text())["size"] == 32
+    for model in (load_compact(tmp_path / "model"), context.dense_model()):
+        assert model.patch_embed.grid_size == (4, 4)
+    manifest = json.loads((tmp_path / "artifacts/host/exported.json").read_text())
+    assert (manifest["input"]["height"], manifest["input"]["resize"]["centre_crop"]) == (32, 32)
+    for golden in manifest["golden"]:
+        assert Image.open(tmp_path / "artifacts/host" / golden["file"]).size == (32, 32)
+    for artifact in report_of(tmp_path)["artifacts"]:
+        assert artifact["parity"]["psnr_db"] > 60
 
 
 def test_nothing_is_done_twice(run_copy, one_format):

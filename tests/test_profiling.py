@@ -386,6 +386,22 @@ def test_a_run_keeps_the_profile_that_it_began_with(image_folder, folder, tmp_pa
     assert latency_budget.fix(context.run) != first
 
 
+def test_a_profile_belongs_to_an_image_size(fake, image_folder, folder, tmp_path):
+    small = replace(MICRO, tokens=17, image_size=32)
+    for size, shape in ((None, MICRO), (32, small)):
+        found, path, _ = fake(Fake(synthetic(shape)), img_size=size)
+        assert found.shape == shape
+    assert [one.shape for one in profiles.read(path)] == [MICRO, small]
+    context, _ = context_of(tmp_path / "run", timed_config(image_folder, 0.6, img_size=32))
+    latency_budget.fix(context.run)
+    assert profiles.read(tmp_path / "run" / "profile.json") == [found]
+    context, _ = context_of(tmp_path / "other", timed_config(image_folder, 0.6, img_size=96))
+    with pytest.raises(
+        ValueError, match=f"no profile of {TINY} IMG_SIZE=96 .*TARGET=host MODEL={TINY} IMG_SIZE=96` ma"
+    ):
+        latency_budget.fix(context.run)
+
+
 def test_an_unreachable_latency_leaves_no_copy(image_folder, folder, tmp_path):
     profiles.write([synthetic()], folder / "host.json")
     for latency_ms, message in ((0.001, "lowest reachable is 0.0637"), (50.0, "nothing to prune")):
@@ -451,6 +467,9 @@ def test_a_deployment_is_held_against_what_was_asked(timed_run, one_format, tmp_
         (["prune", "--latency-ms", "0"], "LATENCY_MS=0.0 must be a number of milliseconds above 0"),
         (["prune", "--latency-ms", "1", "--method", "wdpruning"], "wdpruning takes SPARSITY"),
         (["prune", "--latency-ms", "1", "--target", "rpi5"], "`make profile TARGET=rpi5 MODEL=deit_micro_patch8_64`"),
+        (["profile", "--img-size", "60"], "IMG_SIZE=60 is no multiple of the model's patch of 8 pixels: take 56 or 64"),
+        (["prune", "--img-size", "60"], "IMG_SIZE=60 is no multiple"),
+        (["compare", "--dataset", "digits", "--img-size", "60"], "IMG_SIZE=60 is no multiple"),
         (["profile", "--target", "toaster"], "TARGET=toaster is unknown. Known: host"),
         (["profile", "--target", "rpi5"], "name it with DEVICE="),
     ],

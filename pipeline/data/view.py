@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -53,10 +53,13 @@ class View:
 
     @staticmethod
     def of(model: torch.nn.Module) -> "View":
-        """What timm's own configuration of this model says."""
+        """What timm's own configuration of this model says, at the image size that it was built for.
+
+        The crop is that of the pretrained weights at any size, as in timm's own scripts.
+        """
         config = timm.data.resolve_model_data_config(model)
         return View(
-            size=config["input_size"][-1],
+            size=cast(Any, model).patch_embed.img_size[-1],  # timm's configuration is that of the weights
             crop_ratio=config["crop_pct"],
             mean=config["mean"],
             std=config["std"],

@@ -53,8 +53,8 @@ def bench_latency(
     Raises ValueError without a profile of the model on this machine.
     """
     host = TARGETS["host"]
-    shape = profiling.shape_of(profiling.dense_of(base.model))
-    found = latency_budget.find(host, shape, base.model)  # before anything is trained
+    shape = profiling.shape_of(profiling.dense_of(base.model, img_size=base.img_size))
+    found = latency_budget.find(host, shape, base.model, base.img_size)  # before anything is trained
     by_params = compare(base, root, cells(["dap"], [sparsity], seeds), timed=False, progress=progress, say=say)
     dense_top1 = {row["seed"]: row["top1"] for row in by_params if row["method"] == "dense"}
     pairs: dict[int, dict[str, Cell]] = {}

@@ -19,6 +19,7 @@ from pipeline.options import (
     EXIT_CODES,
     DataOption,
     DatasetOption,
+    ImgSizeOption,
     ModelOption,
     SeedOption,
     SubsetOption,
@@ -58,6 +59,7 @@ def compare(
     data: DataOption = None,
     subset: SubsetOption = None,
     model: ModelOption = None,
+    img_size: ImgSizeOption = None,
     model_path: Annotated[
         Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
     ] = None,
@@ -92,6 +94,7 @@ def compare(
         subset=subset,
         lr=lr,
         batch_size=batch_size,
+        img_size=img_size,
         model_path=model_path,
     )
     numbers = _numbers("SPARSITIES", sparsities, float), _numbers("SEEDS", seeds, int)
@@ -102,13 +105,15 @@ def compare(
 
     with console.progress() as progress:
         rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=console.say)
-    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model,
+    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model, img_size=img_size,
                        model_path=model_path.name if model_path else None, sparsities=sparsities,
                        methods=methods, once=once or None, seeds=seeds, epochs=epochs,
                        finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
                        jobs=jobs if jobs > 1 else None)  # fmt: skip
-    path = out or Path(f"docs/results/compare-{name}-{base.model}.json")
-    console.output.print(write(path, command, rows, dataset=name, model=base.model), markup=False, soft_wrap=True)
+    path = out or Path(f"docs/results/compare-{name}-{presets.model_name(base)}.json")
+    console.output.print(
+        write(path, command, rows, dataset=name, model=presets.model_name(base)), markup=False, soft_wrap=True
+    )
     console.output.print(f"results: {path}", soft_wrap=True)
 
 
@@ -247,6 +252,7 @@ def _compared(
     subset: str | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
+    img_size: int | None = None,
     model_path: Path | None = None,
 ) -> tuple[RunConfig, Path]:
     """The run that all cells of a comparison are variations of, and the folder of their runs.
@@ -262,9 +268,13 @@ def _compared(
     base = configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
     check_name(base.model)
     base = dataclasses.replace(
-        base, subset=subset, data=str(data) if data else None, model_path=str(model_path) if model_path else None
+        base,
+        subset=subset,
+        data=str(data) if data else None,
+        img_size=img_size,
+        model_path=str(model_path) if model_path else None,
     )
-    return base, sessions.RUNS / "compare" / f"{presets.dataset_name(base)}-{base.model}-{total}"
+    return base, sessions.RUNS / "compare" / f"{presets.dataset_name(base)}-{presets.model_name(base)}-{total}"
 
 
 def _numbers(name: str, text: str, kind):
