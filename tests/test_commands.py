@@ -14,7 +14,7 @@ from profiles import synthetic
 
 from pipeline import __main__ as cli
 from pipeline import models, presets, profiling, sessions
-from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step
+from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step, side_by_side
 from pipeline.model_names import MICRO
 from targets import Target
 from targets import profile as profiles
@@ -46,6 +46,7 @@ def place(tmp_path_factory, image_folder, one_format):
         patch.setattr(bench_export, "QUICK", BRIEF)
         patch.setattr(bench_export, "shell_of", partial(models.shell_of, depth=2))
         patch.setattr(bench_latency, "QUICK", BRIEF)
+        patch.setattr(side_by_side, "SECONDS", 0.5)
         patch.setattr(bench_loader, "BATCH", 4)
         patch.setattr(bench_step, "BATCH", {MICRO: {"cpu": 8, "cuda": 8}})
         for name, few in (
@@ -106,6 +107,7 @@ def test_demo(place, deployed):
             "compare DATASET=digits SPARSITIES=0.5 METHODS=dap SEEDS=0 EPOCHS=1 FINETUNE_EPOCHS=1 OUT=compare.json",
             "results: compare.json",
         ),
+        ("bench-frontier RESULTS=compare.json OUT=frontier.json", "results: frontier.json"),
         ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
         ("bench-export QUICK=1 OUT=export.json", "results: export.json"),
     ],

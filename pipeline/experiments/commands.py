@@ -229,6 +229,22 @@ def bench_latency_budget(
     _finish(out, command, quick, rows, bench.report(rows))
 
 
+@app.command("bench-frontier", epilog=EXIT_CODES)
+def bench_frontier(
+    results: Annotated[str, typer.Option(help="Results files of make compare, with spaces between them.")],
+    out: Annotated[Path, typer.Option(help="Results file to write; its table and figure go beside it.")] = Path(
+        "docs/results/bench-frontier.json"
+    ),
+) -> None:
+    """Accuracy over milliseconds on this machine, in float32 and int8, of the models that were compared."""
+    from pipeline.experiments import frontier as bench
+    from pipeline.report.figures import to_svg
+
+    rows = bench.frontier([Path(name) for name in results.split()], say=console.say)
+    files.write_text(out.with_suffix(".svg"), to_svg(bench.figure(rows), out.stem))
+    _finish(out, console.make("bench-frontier", results=results), False, rows, bench.report(rows))
+
+
 def _finish(out: Path, command: str, quick: bool, rows: list[dict], shown: str | tuple[str, ...]) -> None:
     """Write a benchmark's results and show them. shown: columns, or a report, which also goes beside the results."""
     from pipeline.report.results import write_results

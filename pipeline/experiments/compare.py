@@ -24,9 +24,9 @@ from pipeline.config import RunConfig
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from pipeline.experiments.cells import COMPENSATE, REFERENCE, UNROTATED, Cell
-from pipeline.experiments.side_by_side import latencies
+from pipeline.experiments.side_by_side import Timed, latencies
 from pipeline.files import InUse, locked
-from pipeline.methods import variant_settings
+from pipeline.methods import GATED, variant_settings
 from pipeline.presets import with_method
 from pipeline.runs import Run
 from pipeline.train.evaluate import model_top1
@@ -63,7 +63,7 @@ def compare(
         _config(base, root, cell)  # what is wrong with the settings should show before anything is trained
     with _helpers(base, root, queue, jobs):
         errors = _work(base, root, queue, progress, say)
-    rows, models, view = [], {}, None
+    rows, models = [], {}
     for cell in queue:
         context = Context(Run.open(root / cell.name), progress, say)
         row = _row(cell, context.run, errors.get(cell.name))
@@ -71,9 +71,8 @@ def compare(
         if row["error"] is None:
             row["top1"], row["images"] = unseen(context, cell)
             if cell.seed == queue[0].seed:
-                view = context.view
-                models[cell.name] = _model(context, cell)
-    latency_of = latencies(models, view, say) if timed and view else {}
+                models[cell.name] = Timed(_model(context, cell), context.view)
+    latency_of = latencies(models, say) if timed and models else {}
     dense_top1 = {row["seed"]: row["top1"] for row in rows if row["method"] == "dense"}
     for cell, row in zip(queue, rows, strict=True):
         latency = latency_of.get(cell.name)
@@ -238,7 +237,11 @@ def _row(cell: Cell, run: Run, error: str | None) -> Row:
     start, small = run.results("prepare"), run.results("finetune")
     sparsity = 1 - small["params"] / start["params_dense"] if "params" in small else None
     trained = [config.dense] if dense else [config.prune, config.finetune]
+    blocks = run.results("prune").get("blocks", [])
+    whole_stream = cell.method in GATED and config.pruning.gates == "inner"  # its widths say all of the small model
     return {
+        "model": config.model,
+        "img_size": config.img_size,
         "method": cell.method,
         "variant": cell.variant,
         "sparsity_target": cell.sparsity,
@@ -253,7 +256,10 @@ def _row(cell: Cell, run: Run, error: str | None) -> Row:
         "macs": start.get("macs_dense") if dense else small.get("macs"),
         "seconds": sum(record.seconds or 0.0 for record in records.values()),
         "benefit": _benefit(run),
-        "keep_ratios": [block["keep_ratio"] for block in run.results("prune").get("blocks", [])] or None,
+        "keep_ratios": [block["keep_ratio"] for block in blocks] or None,
+        "layers": [[attn["width"], mlp["width"]] for attn, mlp in zip(blocks[::2], blocks[1::2], strict=True)]
+        if whole_stream and blocks
+        else None,
         "error": error,
     }
 
