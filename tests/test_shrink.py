@@ -20,7 +20,7 @@ def test_every_photograph_becomes_a_square_and_all_that_is_not_for_training_is_v
         for name, size in (("train/hat/a", (300, 224)), ("validation/hat/b", (224, 448)), ("test/hat/c", (90, 60))):
             archive.writestr(f"{name}.jpg", photograph(*size))
         archive.writestr("README.md", "not a photograph")
-    assert shrink(tmp_path / "large.zip", tmp_path / "small.zip") == 3
+    assert shrink(tmp_path / "large.zip", tmp_path / "small.zip", 112) == 3
     with zipfile.ZipFile(tmp_path / "small.zip") as archive:
         assert sorted(archive.namelist()) == ["train/hat/a.jpg", "val/hat/b.jpg", "val/hat/c.jpg"]
         images = {name[-5]: np.array(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()}

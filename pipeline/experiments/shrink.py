@@ -1,6 +1,6 @@
 """A zip of photographs as one of small square ones, for experiments: what a model's evaluation makes of them.
 
-    python -m pipeline.experiments.shrink clothing.zip clothing-112.zip
+    python -m pipeline.experiments.shrink clothing.zip clothing-112.zip 112
 
 Images of one size that is no larger than the model's can be held on a GPU (pipeline.data.loader.InMemory).
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-SIZE, QUALITY = 112, 90
+QUALITY = 90
 VAL = {"val", "validation", "test"}
 
 
-def shrink(source: Path, target: Path) -> int:
-    """Write `target` with every image of `source` at SIZE x SIZE; validation/ and test/ become val/. Returns how many.
+def shrink(source: Path, target: Path, size: int) -> int:
+    """Write `target` with every image of `source` at size x size; validation/ and test/ become val/. Returns how many.
 
     The shorter side is resized, bicubic and antialiased, and the middle cut out. Images lie in SPLIT/CLASS/ in both.
     """
@@ -28,7 +28,7 @@ def shrink(source: Path, target: Path) -> int:
                 continue
             split, label, file = name.split("/")
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(photographs.read(name)))).convert("RGB")
-            square = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
+            square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
             data = io.BytesIO()
             square.save(data, "JPEG", quality=QUALITY, optimize=True)
             entry = zipfile.ZipInfo(f"{'val' if split in VAL else split}/{label}/{file}")  # without the time of day
@@ -38,4 +38,4 @@ def shrink(source: Path, target: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{shrink(Path(sys.argv[1]), Path(sys.argv[2]))} images")
+    print(f"{shrink(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))} images")
