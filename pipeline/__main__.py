@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from pipeline import console, presets, sessions
+from pipeline import console, hub, presets, sessions
 from pipeline.config import OWN
 from pipeline.data.catalog import KNOWN
 from pipeline.errors import (
@@ -37,6 +37,7 @@ from pipeline.options import (
     DatasetOption,
     ImgSizeOption,
     ModelOption,
+    ModelPathOption,
     SeedOption,
     SubsetOption,
     configure,
@@ -133,9 +134,7 @@ def prune(
     ] = None,
     model: ModelOption = None,
     img_size: ImgSizeOption = None,
-    model_path: Annotated[
-        Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
-    ] = None,
+    model_path: ModelPathOption = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin from random weights.")] = False,
     method: Annotated[
         str,
@@ -171,6 +170,9 @@ def prune(
     """
     if sparsity is not None and latency_ms is not None:
         raise ValueError("SPARSITY and LATENCY_MS exclude each other: LATENCY_MS decides how much goes")
+    model, weights = hub.resolve(model) if model else (None, None)
+    if model_path or from_scratch:
+        weights = str(model_path) if model_path else None
     config = configure(
         presets.of(dataset, model, 0.75 if sparsity is None else sparsity),
         epochs={"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs},
@@ -185,7 +187,7 @@ def prune(
         target=target,
         seed=seed,
         img_size=img_size,
-        model_path=str(model_path) if model_path else None,
+        model_path=weights,
         from_scratch=from_scratch,
         teacher=OWN if distill else None,
     )
@@ -272,6 +274,7 @@ def profile(
     """
     if target not in TARGETS:
         raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
+    model, _ = hub.resolve(model)
     check_name(model)
     if img_size is not None:
         check_size(img_size, patch_of(model))

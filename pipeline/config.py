@@ -77,7 +77,7 @@ class RunConfig:
     img_size: int | None = None
     """height and width of the model's images, pixels, a multiple of its patch; None: its own"""
     model_path: str | None = None
-    """weights file to begin from; None: the model's own pretrained weights"""
+    """weights file or folder, or hf-hub:OWNER/NAME, to begin from; None: the model's own pretrained weights"""
     from_scratch: bool = False
     """begin from random weights"""
     method: str = "dap"

@@ -1,5 +1,7 @@
 """What can go wrong for a user, and the exit code that goes with it."""
 
+import textwrap
+
 DONE, BUDGET_MISSED, WRONG_USE, ENVIRONMENT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 
@@ -13,3 +15,8 @@ class Interrupted(BaseException):
     Takes the place of KeyboardInterrupt, which the command line's library would turn into exit code 1. Like that, it is
     no Exception, so that no library swallows it.
     """
+
+
+def short(error: Exception) -> str:
+    """The first line that an error has to say, cut between words if it is long."""
+    return textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 300, placeholder=" ...")

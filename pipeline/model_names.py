@@ -7,6 +7,8 @@ from pathlib import Path
 
 MICRO = "deit_micro_patch8_64"
 DINO_SMALL = "vit_small_patch14_dinov2"
+WIDTHS = {96: "micro", 192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+"""width of the residual stream -> the word for it in names"""
 PRUNABLE = ("VisionTransformer", "VisionTransformerDistilled")
 """timm's classes that DAP may be able to prune"""
 

@@ -29,8 +29,13 @@ DataOption = Annotated[Path | None, typer.Option(help="Folder of a named data se
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="A timm DeiT or plain ViT name.  \\[default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
+        help="A timm DeiT or plain ViT name, or a hub repository's such as facebook/deit-tiny-patch16-224.  "
+        "\\[default: deit_micro_patch8_64 for digits, else deit_tiny_patch16_224]"
     ),
+]
+ModelPathOption = Annotated[
+    Path | None,
+    typer.Option(help="Weights to begin from, instead of the model's own: a file (.safetensors, .pth) or its folder."),
 ]
 ImgSizeOption = Annotated[
     int | None,

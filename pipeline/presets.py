@@ -73,10 +73,10 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
     dataset = names.resolve(dataset)
     if dataset == "digits":
         return replace(digits(sparsity), model=model or MICRO)
-    if model == MICRO:
+    if model and model.split(".")[0] == MICRO:
         return micro(dataset, sparsity)
-    if model == DINO_SMALL:
-        return few_images(dataset, sparsity)
+    if model and model.split(".")[0] == DINO_SMALL:
+        return replace(few_images(dataset, sparsity), model=model)
     return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
 
 

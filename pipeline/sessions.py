@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import console, presets
+from pipeline import console, hub, presets
 from pipeline.config import RunConfig
 from pipeline.data import names
 from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
@@ -53,7 +53,7 @@ def train(folder: Path, config: RunConfig) -> None:
     # before a folder is made: a mistyped name should leave nothing behind
     names.check_name(config.dataset, config.data_folder)
     check_name(config.model)
-    if config.model_path and not Path(config.model_path).is_file():
+    if config.model_path and not hub.is_source(config.model_path) and not Path(config.model_path).exists():
         raise ValueError(f"MODEL_PATH={config.model_path}: there is no such file")
 
     from pipeline import stages

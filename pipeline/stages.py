@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
 from dap import Method, OneShot, count_macs, count_params, load_compact, rotate_heads
-from pipeline import files, latency_budget, models
+from pipeline import files, latency_budget, models, weight_files
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment
@@ -51,7 +51,7 @@ def prepare(context: Context) -> Written:
         config.model,
         len(context.dataset.classes),
         img_size=config.img_size,
-        weights=Path(config.model_path) if config.model_path else None,
+        weights=config.model_path,
         from_scratch=config.from_scratch,
     )
     written = save_model(model, context.checkpoints / "prepared")
@@ -162,8 +162,8 @@ def run_training(context: Context, only: str | None = None) -> None:
     """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished."""
     config = context.run.config
     before: dict[str, str] = latency_budget.fix(context.run)
-    if config.model_path and Path(config.model_path).is_file():
-        before["MODEL_PATH"] = files.digest(Path(config.model_path))
+    if config.model_path and Path(config.model_path).exists():
+        before["MODEL_PATH"] = files.digest(weight_files.file_in(Path(config.model_path)))
     if config.teacher not in (None, OWN):
         before["teacher"] = files.digest(Path(config.teacher) / "weights.safetensors")
     for name in training_stages(config.method):

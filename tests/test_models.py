@@ -16,6 +16,7 @@ from timm.layers import resample_abs_pos_embed
 
 from pipeline import model_names, models, presets
 from pipeline.data.view import View
+from pipeline.errors import short
 from pipeline.model_names import DINO_SMALL, MICRO
 from pipeline.models import MICRO_WEIGHTS, create_model, load_weights, set_drop_path
 
@@ -104,7 +105,7 @@ def test_weights_that_cannot_be_converted_are_refused(tmp_path, weights):
 
 
 def test_what_the_hub_says_is_not_cut_within_a_word():
-    told = models.short(OSError("word " * 200))
+    told = short(OSError("word " * 200))
     assert len(told) <= 300
     assert told.endswith("word ...")
 

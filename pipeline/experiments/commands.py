@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from pipeline import console, files, presets, sessions
+from pipeline import console, files, hub, presets, sessions
 from pipeline.config import RunConfig
 from pipeline.data import names
 from pipeline.experiments.cells import cells
@@ -21,6 +21,7 @@ from pipeline.options import (
     DatasetOption,
     ImgSizeOption,
     ModelOption,
+    ModelPathOption,
     SeedOption,
     SubsetOption,
     configure,
@@ -43,6 +44,7 @@ def pretrain(
 ) -> None:
     """Train the embedded model's weights. Checkpoints in runs/pretrain; repeat the command to go on."""
     names.check_name(names.resolve(data))
+    model, _ = hub.resolve(model)
     check_name(model)
     config = presets.pretraining(data, model=model, init=str(init) if init else None, epochs=epochs, lr=lr, seed=seed)
     folder = sessions.RUNS / "pretrain"
@@ -60,9 +62,7 @@ def compare(
     subset: SubsetOption = None,
     model: ModelOption = None,
     img_size: ImgSizeOption = None,
-    model_path: Annotated[
-        Path | None, typer.Option(help="Weights to begin from (.safetensors), instead of the model's own.")
-    ] = None,
+    model_path: ModelPathOption = None,
     sparsities: Annotated[str, typer.Option(help="Shares of all parameters to remove.")] = "0.5 0.75",
     methods: Annotated[
         str, typer.Option(help="METHOD or METHOD:VARIANT: dap:distill, savit:released, dap:benefit_scale=5 ...")
@@ -105,8 +105,8 @@ def compare(
 
     with console.progress() as progress:
         rows = run_all(base, root, queue, jobs=jobs, progress=progress, say=console.say)
-    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=base.model, img_size=img_size,
-                       model_path=model_path.name if model_path else None, sparsities=sparsities,
+    command = console.make("compare", dataset=_shown(dataset), subset=subset, model=model or base.model,
+                       img_size=img_size, model_path=model_path.name if model_path else None, sparsities=sparsities,
                        methods=methods, once=once or None, seeds=seeds, epochs=epochs,
                        finetune_epochs=finetune_epochs, lr=lr, batch_size=batch_size,
                        jobs=jobs if jobs > 1 else None)  # fmt: skip
@@ -275,6 +275,7 @@ def _compared(
 
     A dense model trains for as many epochs as a method does in both of its stages.
     """
+    model, weights = hub.resolve(model) if model else (None, None)
     preset = presets.of(dataset, model, 0.5)
     names.check_name(preset.dataset, data)
     assert preset.prune is not None
@@ -288,7 +289,7 @@ def _compared(
         subset=subset,
         data=str(data) if data else None,
         img_size=img_size,
-        model_path=str(model_path) if model_path else None,
+        model_path=str(model_path) if model_path else weights,
     )
     return base, sessions.RUNS / "compare" / f"{presets.dataset_name(base)}-{presets.model_name(base)}-{total}"
 
