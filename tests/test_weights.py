@@ -263,6 +263,30 @@ def test_q_k_and_v_have_to_be_complete(tmp_path):
         load_weights(vit(1), tmp_path / "w.safetensors")
 
 
+def test_openais_clip_is_read_as_timm_reads_it(tmp_path):
+    """Its image tower alone; what is of the text goes."""
+    model = vit(pre_norm=True)
+    state = {"logit_scale": torch.ones(1), "token_embedding.weight": torch.ones(3, 48),
+             "transformer.resblocks.0.ln_1.weight": torch.ones(48), "visual.proj": model.head.weight.T.contiguous()}  # fmt: skip
+    for name, value in model.state_dict().items():
+        for ours, theirs in (
+            ("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"), ("blocks.", "transformer.resblocks."),
+            ("norm1", "ln_1"), ("norm2", "ln_2"), ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"),
+            ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"), ("cls_token", "class_embedding"),
+            ("pos_embed", "positional_embedding"),
+        ):  # fmt: skip
+            name = name.replace(ours, theirs)
+        name = f"ln_post.{name.removeprefix('norm.')}" if name.startswith("norm.") else name
+        value = value.flatten(0, -2) if name == "positional_embedding" else value
+        if not name.startswith("head"):
+            state[f"visual.{name}"] = value.flatten() if name == "class_embedding" else value
+    torch.save(state, tmp_path / "w.pt")
+    loaded = vit(1, pre_norm=True)
+    load_weights(loaded, tmp_path / "w.pt")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.forward_features(images), model.forward_features(images), rtol=0, atol=0)
+
+
 def test_deit3s_own_layer_scale(tmp_path):
     model = vit(init_values=0.1)
     state = {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
