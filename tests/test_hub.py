@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from pipeline import __main__ as cli
 from pipeline import hub, model_names, presets, sessions
+from pipeline.experiments import commands
 from pipeline.model_names import DINO_SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -269,3 +270,9 @@ def test_weights_that_are_no_file_are_told_before_a_folder_is_made(monkeypatch, 
     assert ended.value.code == 2
     assert "MODEL_PATH=none.safetensors: there is no such file" in " ".join(capsys.readouterr().err.split())
     assert not any(tmp_path.iterdir())
+
+
+def test_a_comparison_begins_with_them_too():
+    base, root = commands._compared("digits", DEIT, None, None, img_size=160)
+    assert (base.model, base.model_path, base.img_size) == ("deit_tiny_patch16_224", f"hf-hub:{DEIT}", 160)
+    assert "deit_tiny_patch16_224-160px" in root.name
