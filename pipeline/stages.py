@@ -20,7 +20,7 @@ from dap import Method, OneShot, count_macs, count_params, load_compact, rotate_
 from pipeline import files, latency_budget, models
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
-from pipeline.data import augment
+from pipeline.data import augment, overview
 from pipeline.data.view import View
 from pipeline.deploying import export, validate
 from pipeline.errors import EnvironmentLacks
@@ -67,7 +67,8 @@ def prepare(context: Context) -> Written:
     )
     written += [folder / "labels.json", folder / "preprocess.json"]
     skipped = [asdict(file) for file in context.dataset.skipped]
-    return written, {**_size(model, "_dense"), "widths_dense": widths, "skipped_images": skipped}
+    found = overview.summary(context.dataset)
+    return written, {**_size(model, "_dense"), "widths_dense": widths, "skipped_images": skipped, "data": found}
 
 
 def dense(context: Context) -> Written:
