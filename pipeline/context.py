@@ -160,6 +160,12 @@ class Context:
         """Top-1 accuracy on the split that it is reported of, percent."""
         return model_top1(model, self.view, self.reported_batches)
 
+    def accuracy(self, model: VisionTransformer, name: str) -> Results:
+        """`top1` under that name, and the same of val under NAME_val: where there is no test, they are one number."""
+        reported = self.top1(model)
+        val = reported if self.dataset.test is None else model_top1(model, self.view, self.val_batches)
+        return {name: reported, f"{name}_val": val}
+
     def teacher(self) -> VisionTransformer | None:
         """The model that pruning and fine-tuning learn from, if there is one."""
         name = self.run.config.teacher

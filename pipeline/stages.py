@@ -77,7 +77,7 @@ def dense(context: Context) -> Written:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
     context.train("dense", model, context.run.config.dense)
-    return save_model(model, context.checkpoints / "dense"), {"top1_dense": context.top1(model)}
+    return save_model(model, context.checkpoints / "dense"), context.accuracy(model, "top1_dense")
 
 
 def prune(context: Context) -> Written:
@@ -129,7 +129,7 @@ def finetune(context: Context) -> Written:
     model = load_compact(context.checkpoints / "compact")
     if context.run.config.finetune:
         context.train("finetune", model, context.run.config.finetune)
-    return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
+    return save_model(model, context.model_folder), {**context.accuracy(model, "top1"), **_size(model)}
 
 
 def report(context: Context, only: str | None = None) -> str:
