@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.data import duplicates, overview
 from pipeline.data.datasets import load_dataset
-from pipeline.data.layouts import split_of
+from pipeline.data.folders import split_of
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.data import augment, cifar, images, layouts
 from pipeline.data.augment import Augmentation
 from pipeline.data.duplicates import Duplicates
+from pipeline.data.folders import class_folders
 from pipeline.data.images import Picture
 from pipeline.data.index import Files, LeftOut, Listing, Progress, Skipped, list_images
 from pipeline.data.layouts import Rows
@@ -116,7 +117,7 @@ def load_dataset(
     keep_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `layouts.class_folders`.
+    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `folders.class_folders`.
 
     subset: `CLASSESxIMAGES`, for experiments that must be small: so many classes, spread evenly over all, with so many
     training images of each (their first) and all their validation and test images
@@ -168,7 +169,7 @@ def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, val: ci
 
 def _of_files(name: str, path: Path, max_bad_share: float, keep_duplicates: bool, progress: Progress | None) -> Dataset:
     listing = list_images(path)
-    layout = LAYOUTS.get(name, layouts.class_folders)(listing)
+    layout = LAYOUTS.get(name, class_folders)(listing)
     try:
         # a published set is measured as its owner split it
         vetted = vet(listing, layout, max_bad_share, progress, keep_duplicates=keep_duplicates or name in LAYOUTS)
