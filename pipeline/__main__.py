@@ -125,6 +125,9 @@ def prune(
         float,
         typer.Option(help="Share of unreadable images up to which they are left out; above it nothing is trained."),
     ] = 0.001,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Train on images of val and test that are in train too.")
+    ] = False,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of all parameters to remove, between 0 and 1.  \\[default: 0.75]")
     ] = None,
@@ -183,6 +186,7 @@ def prune(
         config,
         data=str(data) if data else None,
         max_bad_share=max_bad_share,
+        keep_duplicates=keep_duplicates,
         subset=subset,
         target=target,
         seed=seed,

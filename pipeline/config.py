@@ -70,6 +70,8 @@ class RunConfig:
     """the data set's own folder; None: data/<name>"""
     max_bad_share: float = 0.001
     """share of unreadable images above which nothing is trained"""
+    keep_duplicates: bool = False
+    """whether images of a folder's val or test that are in its train too stay there"""
     subset: str | None = None
     """CLASSESxIMAGES: so many classes, spread evenly, and so many training images of each; None: everything"""
     model: str

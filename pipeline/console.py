@@ -11,8 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-messages = Console(stderr=True, highlight=False)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+WIDE = 120
+"""characters in a line where it goes to a pipe, which has no width of its own"""
+messages = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def tell(line: str) -> None:
@@ -64,6 +66,11 @@ def progress(*amounts: ProgressColumn) -> Iterator:
 def _figures(values: dict[str, float]) -> str:
     names = {"loss": "loss {:.3f}", "top1": "val top-1 {:.2f} %"}
     return "  ".join(form.format(values[key]) for key, form in names.items() if key in values)
+
+
+def show(table: Table) -> None:
+    """A table about what is being done."""
+    messages.print(table)
 
 
 def print_table(rows: list[dict], columns: tuple[str, ...]) -> None:

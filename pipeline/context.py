@@ -50,6 +50,7 @@ class Context:
             config.subset,
             folder=config.data_folder,
             max_bad_share=config.max_bad_share,
+            keep_duplicates=config.keep_duplicates,
             progress=lambda done, total: self.progress("checking", done, total, {}),
         )
         for file in dataset.skipped:
@@ -79,6 +80,16 @@ class Context:
     def val_batches(self) -> Evaluation:
         """The whole validation split in order, 256 images at a time; read once if it fits into memory."""
         return eval_loader(self.dataset.val, self.view, 256, loader.default_workers(self.dataset))
+
+    @cached_property
+    def reported_batches(self) -> Evaluation:
+        """Likewise the split that accuracy is reported of: test where there is one, else val."""
+        test = self.dataset.test
+        return (
+            self.val_batches
+            if test is None
+            else eval_loader(test, self.view, 256, loader.default_workers(self.dataset))
+        )
 
     @cached_property
     def spare_batches(self) -> Evaluation | None:
@@ -146,8 +157,14 @@ class Context:
         )
 
     def top1(self, model: VisionTransformer) -> float:
-        """Top-1 accuracy on the validation split, percent."""
-        return model_top1(model, self.view, self.val_batches)
+        """Top-1 accuracy on the split that it is reported of, percent."""
+        return model_top1(model, self.view, self.reported_batches)
+
+    def accuracy(self, model: VisionTransformer, name: str) -> Results:
+        """`top1` under that name, and the same of val under NAME_val: where there is no test, they are one number."""
+        reported = self.top1(model)
+        val = reported if self.dataset.test is None else model_top1(model, self.view, self.val_batches)
+        return {name: reported, f"{name}_val": val}
 
     def teacher(self) -> VisionTransformer | None:
         """The model that pruning and fine-tuning learn from, if there is one."""

@@ -73,6 +73,7 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
 def validate(context: Context, target: Target, budgets: Budgets, protocol: Protocol, device: Device | None) -> Written:
     """Try the candidates of each format, smallest file first, until one keeps to the budget; that one is shipped.
 
+    All of this is judged on val. Where there is a test split, accuracy on it is reported, and decides nothing.
     If none passes, but one could not be measured and does not fail, that one is; its verdict is not_measured. What
     does not fail on this machine goes to the device. If that breaks off, what it would have measured is not measured.
     The result "unsettled" says what the same command might find otherwise, so that it tries again: a device that broke

@@ -69,10 +69,12 @@ class Found:
     golden: Check
     """on this machine, against the model"""
     known: Measurements
+    top1_test: float | None = None
+    """share of the test split, on this machine: reported, and no part in any choice; None: there is no such split"""
     golden_logits: np.ndarray | None = None
     """(G, C) on this machine"""
     images: int | None = None
-    """how many top-1 and parity are of"""
+    """how many of val its top-1 and parity are of"""
     runtime: str | None = None
     """what measured it; None: nothing has run it"""
     untimed: str | None = None
@@ -140,6 +142,7 @@ class Gate:
         try:
             program = self._loaded(entry)
             found_NC = self._validation_logits(program, name)
+            top1_test = self._top1_test(program, name)
         except (RuntimeUnavailable, Broken) as error:
             self.context.say(f"  {name}: {error}")
             return Dense(), nothing("not_measured", str(error))
@@ -147,7 +150,7 @@ class Gate:
         found = {
             **nothing("not_measured", None),
             "parity": asdict(parity(self.dense_logits, found_NC)),
-            "top1": 100 * top1(found_NC, self.context.dataset.val.labels) if trained else None,
+            **(_top1(top1(found_NC, self.context.dataset.val.labels), top1_test) if trained else {}),
             "runtime": _name(program),
         }
         return Dense(file=name, logits=found_NC if trained else None), found
@@ -172,6 +175,7 @@ class Gate:
             program = self._loaded(entry)
             golden_GC = self._logits(program, self.golden)
             found_NC = self._validation_logits(program, entry.file)
+            top1_test = self._top1_test(program, entry.file)
         except (RuntimeUnavailable, Broken) as error:
             self.context.say(f"  {entry.file}: {error}")
             golden = check_golden(self.promised, None, precision.golden_share, str(error))
@@ -184,6 +188,7 @@ class Gate:
             entry=entry,
             golden=check_golden(self.promised, golden_GC, precision.golden_share),
             known=self._accuracy(entry, found_NC, dense, np.arange(len(found_NC))),
+            top1_test=top1_test,
             golden_logits=golden_GC,
             images=len(found_NC),
             runtime=_name(program),
@@ -253,7 +258,7 @@ class Gate:
         return {
             **nothing(overall(checks), known.unmeasured),
             "parity": asdict(known.parity) if known.parity else None,
-            "top1": None if known.top1 is None else 100 * known.top1,
+            **_top1(known.top1, found.top1_test),
             "images": found.images,
             "latency_ms": known.latency.to_json() if known.latency else None,
             "latency_dense_ms": known.latency_dense.to_json() if known.latency_dense else None,
@@ -287,6 +292,15 @@ class Gate:
         """(N, C) of the whole validation split. Raises RuntimeUnavailable, Broken."""
         total = len(self.context.dataset.val.labels)
         return self._logits(program, _counted(self.context, name, total, _one_by_one(self.context.val_batches)))
+
+    def _top1_test(self, program: Program, name: str) -> float | None:
+        """Top-1 of the test split, if there is one. Raises RuntimeUnavailable, Broken."""
+        test = self.context.dataset.test
+        if test is None:
+            return None
+        images = _one_by_one(self.context.reported_batches)
+        images = _counted(self.context, f"{name}, test", len(test.labels), images)
+        return top1(self._logits(program, images), test.labels)
 
     def _accuracy(self, entry: ArtifactFile, found_NC: np.ndarray, dense: Dense, rows_N: np.ndarray) -> Measurements:
         """Top-1 and parity of logits of these rows of the validation images; the other models' are those of the same.
@@ -364,8 +378,28 @@ class Gate:
 
 def nothing(verdict: str, reason: str | None) -> Results:
     """The results of an artifact of which nothing is measured."""
-    keys = ("parity", "top1", "images", "latency_ms", "latency_dense_ms", "peak_mb", "runtime", "conditions", "budget")
+    keys = (
+        "parity",
+        "top1",
+        "top1_val",
+        "images",
+        "latency_ms",
+        "latency_dense_ms",
+        "peak_mb",
+        "runtime",
+        "conditions",
+        "budget",
+    )
     return {**dict.fromkeys((*keys, "device")), "checks": [], "verdict": verdict, "reason": reason, "shipped": False}
+
+
+def _top1(val: float | None, test: float | None) -> Results:
+    """Percent, of two shares: top-1 as it is reported, of test where there is one; and val's, which the gate judges by.
+
+    A device that is not this machine measures val's, and test's is this machine's.
+    """
+    percent = [None if share is None else 100 * share for share in (val if test is None else test, val)]
+    return dict(zip(("top1", "top1_val"), percent, strict=True))
 
 
 def _tried(function: Callable[..., Any], *arguments: Any) -> Any:

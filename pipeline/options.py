@@ -18,8 +18,8 @@ EXIT_CODES = (
 DatasetOption = Annotated[
     str,
     typer.Option(
-        help="digits (embedded), cifar10, cifar100, ifood, inat19, imagenet, or folder:PATH of a directory or zip with "
-        "{train,val}/CLASS/IMAGE or CLASS/IMAGE."
+        help="digits (embedded), cifar10, cifar100, ifood, inat19, imagenet, or the path of a directory or zip with "
+        "{train,val,test}/CLASS/IMAGE or CLASS/IMAGE (folder:PATH, if it is called like one of those)."
     ),
 ]
 SubsetOption = Annotated[

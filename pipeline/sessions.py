@@ -57,10 +57,13 @@ def train(folder: Path, config: RunConfig) -> None:
         raise ValueError(f"MODEL_PATH={config.model_path}: there is no such file")
 
     from pipeline import stages
+    from pipeline.data import overview
 
     with locked(folder):
         Run.create(folder, config)
     with at_work(folder) as context:
+        for table in overview.tables(overview.summary(context.dataset), config.dataset):
+            console.show(table)
         stages.run_training(context)
         stages.report(context)
 

@@ -20,7 +20,7 @@ from dap import Method, OneShot, count_macs, count_params, load_compact, rotate_
 from pipeline import files, latency_budget, models, weight_files
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
-from pipeline.data import augment
+from pipeline.data import augment, overview
 from pipeline.data.view import View
 from pipeline.deploying import export, validate
 from pipeline.errors import EnvironmentLacks
@@ -67,7 +67,8 @@ def prepare(context: Context) -> Written:
     )
     written += [folder / "labels.json", folder / "preprocess.json"]
     skipped = [asdict(file) for file in context.dataset.skipped]
-    return written, {**_size(model, "_dense"), "widths_dense": widths, "skipped_images": skipped}
+    found = overview.summary(context.dataset)
+    return written, {**_size(model, "_dense"), "widths_dense": widths, "skipped_images": skipped, "data": found}
 
 
 def dense(context: Context) -> Written:
@@ -76,7 +77,7 @@ def dense(context: Context) -> Written:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
     context.train("dense", model, context.run.config.dense)
-    return save_model(model, context.checkpoints / "dense"), {"top1_dense": context.top1(model)}
+    return save_model(model, context.checkpoints / "dense"), context.accuracy(model, "top1_dense")
 
 
 def prune(context: Context) -> Written:
@@ -128,7 +129,7 @@ def finetune(context: Context) -> Written:
     model = load_compact(context.checkpoints / "compact")
     if context.run.config.finetune:
         context.train("finetune", model, context.run.config.finetune)
-    return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
+    return save_model(model, context.model_folder), {**context.accuracy(model, "top1"), **_size(model)}
 
 
 def report(context: Context, only: str | None = None) -> str:

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import http.client
+import io
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ import timm.data
 from PIL import Image
 
 from pipeline import apps
-from pipeline.data import augment, images
+from pipeline.data import augment, images, index
 from pipeline.data.view import View
 from targets import executorch_program, manifest, tflite_program
 from targets.artifact import RuntimeUnavailable, sha256_of
@@ -253,6 +254,30 @@ def test_whatever_a_file_holds_it_is_read_or_refused(app, tmp_path, name):
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(ValueError, match="no image that can be read here"):
         app.pictures.read(path)  # PostScript is a program
+
+
+def test_the_pictures_of_a_folder_are_those_that_the_pipeline_finds(app, tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (9, 8), "red").save(picture, "JPEG")
+    names = ["a.JPG", "deep/er/b.mpo", "c.pbm", "d.jif", "no suffix", "e.photo", "f.heic"]
+    junk = [".hidden.jpg", "__MACOSX/a.jpg", "@eaDir/a.jpg", "Thumbs.db", ".git/x.jpg"]
+    for name in [*names, *junk]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture.getvalue())
+    for name in ("notes.txt", "notes", "film.mp4", "raw.nef"):
+        (tmp_path / name).write_bytes(b"II*\0" if name == "raw.nef" else b"text")
+    os.mkfifo(tmp_path / "pipe")
+    found = [str(path.relative_to(tmp_path)) for path in app.pictures.inside(tmp_path)]
+    assert sorted(found) == sorted(names) == sorted(index.list_images(tmp_path).files)
+
+
+def test_heic_gets_a_hint(app, tmp_path):
+    (tmp_path / "IMG_1.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(ValueError, match="HEIC, which is not supported: convert it to JPEG"):
+        app.pictures.read(tmp_path / "IMG_1.heic")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no picture"):
+        app.pictures.inside(tmp_path / "empty")
 
 
 class Page:

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from photos import put
 
 from dap import save_compact
 from pipeline import __main__ as cli
@@ -43,6 +45,30 @@ def run(tmp_path, monkeypatch, capsys):
         return int(ended.value.code or 0), " ".join((captured.out + captured.err).split())
 
     return command
+
+
+def test_a_folder_of_photos_is_shown_before_anything_is_trained(run, monkeypatch):
+    names = [f"{split}/{label}/{n}.jpg" for split in ("Train", "Test") for label in ("cup", "jug") for n in range(5)]
+    put(Path("photos"), *names, "Train/cup/notes.txt")
+    shutil.copy("photos/Test/cup/0.jpg", "photos/Train/jug/again.jpg")
+    kept = []
+
+    def told(result):
+        return result[0], " ".join(result[1].replace("│", " ").split())  # without a table's lines
+
+    monkeypatch.setattr(
+        stages, "run_training", lambda context: (kept.append(context), print("trained", file=sys.stderr))
+    )
+    monkeypatch.setattr(stages, "report", lambda context: None)
+    code, out = told(run("prune", "DATASET=photos"))
+    assert code == 0 and out.index("Train/jug/again.jpg = Test/cup/0.jpg") < out.index("trained")
+    for said in ("a fifth of Train/", "2 classes: cup, jug", "Top-1 is reported of test", ".txt files"):
+        assert said in out
+    assert kept[0].run.config.dataset == "folder:photos"
+    assert len(kept[0].dataset.train.labels) == 8
+    code, out = told(run("prune", "DATASET=photos", "KEEP_DUPLICATES=1", "RUN=other"))
+    assert code == 0 and "kept: Train/jug/again.jpg" in out
+    assert len(kept[1].dataset.train.labels) == 9
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_a_file_that_is_no_zip(tmp_path):
     ("size", "recipe"), [(128, augment.LIGHT), (200, dataclasses.replace(augment.DEIT, repeats=1))]
 )
 def test_a_folder_gets_the_recipe_that_suits_the_size_of_its_images(tmp_path, size, recipe):
-    for split, label in itertools.product(("train", "val"), ("a", "b")):
+    for shade, (split, label) in enumerate(itertools.product(("train", "val"), ("a", "b"))):
         (tmp_path / split / label).mkdir(parents=True)
-        Image.new("RGB", (size, size // 2)).save(tmp_path / split / label / "1.png")
+        Image.new("RGB", (size, size // 2), (shade, 0, 0)).save(tmp_path / split / label / "1.png")
     assert load_dataset(f"folder:{tmp_path}").augmentation == recipe
 
 

@@ -12,6 +12,7 @@ from conftest import BRIEF, at_ease, context_of, tiny_config
 from PIL import Image
 
 from pipeline import apps, deploying, files, stages
+from pipeline.data import datasets
 from pipeline.errors import EnvironmentLacks
 from targets import TARGETS, manifest
 from targets.artifact import RuntimeUnavailable, sha256_of
@@ -178,6 +179,28 @@ def test_the_budget_decides(deploy, limit, verdict):
     pruned = pruned_of(deploy.folder)["fp32"]
     assert pruned["verdict"] == verdict
     assert [c["verdict"] for c in pruned["checks"]] == ["pass", verdict]  # the golden images and this limit
+
+
+@pytest.mark.parametrize(("val_wrong", "verdict"), [(False, "pass"), (True, "fail")])
+def test_val_decides_and_accuracy_is_reported_of_test(deploy, val_wrong, verdict):
+    """The model knows all of these images: every wrong label is one point of accuracy less."""
+
+    def add_test(context):
+        val = context.dataset.val
+        labels = val.labels.copy()
+        labels[:9] = (labels[:9] + 1) % 3
+        wrong, right = datasets.Split(images=val.images, labels=labels), val
+        val, test = (wrong, right) if val_wrong else (right, wrong)
+        context.__dict__["dataset"] = dataclasses.replace(context.dataset, val=val, test=test)
+
+    found, _ = deploy("top1_min = 0.8\n[tflite]\nprecisions = ['fp32']", change=add_test)
+    assert found == verdict
+    dense, pruned = report_of(deploy.folder)["artifacts"]
+    good = pruned["top1" if val_wrong else "top1_val"]
+    assert good > 80 > 60 > pruned["top1_val" if val_wrong else "top1"]
+    [judged] = [check for check in pruned["checks"] if check["name"] == "top1_min"]
+    assert judged["value"] == pytest.approx(pruned["top1_val"] / 100)
+    assert (dense["top1"] < dense["top1_val"]) != val_wrong
 
 
 def test_a_budget_that_cannot_be_read_costs_no_export(deploy):

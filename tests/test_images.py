@@ -1,6 +1,7 @@
 """Decoding: equal to Pillow's, upright, and no way for hostile bytes to do worse than a ValueError."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -174,3 +175,34 @@ def test_check_finds_the_damage_that_pillow_finds():
             np.testing.assert_array_equal(images.check(bytes(data), "damaged.jpg").pixels(), expected)
             passed += 1
     assert 0 < passed < 400  # both ways have been taken
+
+
+def noisy() -> bytes:
+    """A JPEG that libjpeg decodes, and complains of."""
+    return JPEG[:-2] + b"\x12\x34\x56" + JPEG[-2:]
+
+
+def test_what_libjpeg_says_of_damage_names_the_file_once(capfd):
+    for _ in range(3):
+        for name in ("photos/loud.jpg", "photos/other.jpg"):
+            np.testing.assert_array_equal(images.open_picture(noisy(), name).pixels(), as_pillow_shows(noisy()))
+        images.open_picture(JPEG, "photos/sound.jpg").pixels()
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["photos/loud.jpg", "photos/other.jpg"]
+    assert all("Corrupt JPEG data" in line for line in lines)
+
+
+def test_processes_that_were_forked_tell_it_once_among_them(capfd):
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            images.open_picture(noisy(), "photos/forked.jpg").pixels()
+            os._exit(0)
+        os.waitpid(child, 0)
+    images.open_picture(noisy(), "photos/forked.jpg").pixels()
+    assert capfd.readouterr().err.count("photos/forked.jpg") == 1
+
+
+def test_what_others_write_while_a_jpeg_is_decoded_is_not_lost(capfd):
+    with images._libjpeg_named("photos/a.jpg"):
+        os.write(2, b"a progress bar\n")
+    assert capfd.readouterr().err == "a progress bar\n"

@@ -93,8 +93,8 @@ def test_changed_added_and_removed_files_are_noticed(photos, decoded):
 def test_a_changed_file_in_a_zip_is_noticed_whatever_its_time(tmp_path, decoded):
     def pack(odd: bytes) -> str:
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-            for name in ("a/0.bmp", "a/1.bmp", "b/0.bmp", "b/1.bmp"):
-                archive.writestr(zipfile.ZipInfo(name), odd if name == "b/1.bmp" else encoded(8, "BMP"))
+            for n, name in enumerate(("a/0.bmp", "a/1.bmp", "b/0.bmp", "b/1.bmp")):
+                archive.writestr(zipfile.ZipInfo(name), odd if name == "b/1.bmp" else encoded(9 + n, "BMP"))
         return load(tmp_path / "x.zip").fingerprint
 
     one = encoded(8, "BMP")

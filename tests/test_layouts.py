@@ -11,29 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from photos import jpeg, members, put
 
 from pipeline.data.datasets import load_dataset
 
 SPECIES = Path(__file__).parent.parent.parent / "shared" / "data" / "species.zip"
-
-
-def jpeg(shade: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 8), (shade, 100, 200)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def put(folder: Path, *names: str) -> Path:
-    """Images of different shades below `folder`."""
-    for shade, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(jpeg(shade))
-    return folder
-
-
-def members(split) -> list[str]:
-    return [split.images.members[i] for i in range(len(split.labels))]
 
 
 # iNaturalist 2019
@@ -372,7 +354,7 @@ def test_nested_folders_any_suffix_and_junk(tmp_path):
     assert dataset.train.images.sizes.tolist() == [[8, 12]] * 3
 
 
-@pytest.mark.parametrize("val", ["val", "Valid", "validation", "TEST"])
+@pytest.mark.parametrize("val", ["val", "Valid", "validation", "DEV", "eval", "valid_set", "seg_val", "val2017"])
 def test_val_by_its_usual_names(tmp_path, val):
     put(tmp_path, "Train/a/1.jpg", "Train/b/1.jpg", f"{val}/a/2.jpg", f"{val}/b/2.jpg")
     dataset = load_dataset(f"folder:{tmp_path}")
@@ -407,15 +389,14 @@ def test_a_zip_whose_names_are_utf8_without_saying_so(tmp_path):
             return self.filename.encode(), self.flag_bits & ~0x800
 
     with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
-        for name in ("café", "thé"):
-            for n in range(2):
-                archive.writestr(Unflagged(f"{name}/{n}.jpg"), jpeg())
+        for shade, name in enumerate(("café/0", "café/1", "thé/0", "thé/1")):
+            archive.writestr(Unflagged(f"{name}.jpg"), jpeg(shade))
     assert load_dataset(f"folder:{tmp_path / 'mac.zip'}").classes == ("café", "thé")
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
     put(tmp_path / "x", *(f"{label}/{n}.jpg" for label in "ab" for n in range(2)))
-    put(tmp_path / "elsewhere", "1.jpg", "2.jpg")
+    put(tmp_path, *"1234", "elsewhere/1.jpg", "elsewhere/2.jpg")  # other shades than those in x
     (tmp_path / "x/c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "x/a/up").symlink_to(tmp_path / "x")
     dataset = load_dataset(f"folder:{tmp_path / 'x'}")
@@ -453,7 +434,10 @@ def test_layouts_that_cannot_be_trained_on_say_why(tmp_path, names, message):
 @pytest.mark.slow
 @pytest.mark.skipif(not SPECIES.exists(), reason="../shared/data/species.zip is not here")
 def test_the_transfer_benchmark_just_works():
-    dataset = load_dataset(f"folder:{SPECIES}")
+    found = load_dataset(f"folder:{SPECIES}").duplicates
+    assert {one.where: one.count for one in found} == {"train and val": 1, "two classes": 3}
+    assert found[0].pairs == (("train/goose/0044.jpg", "val/black_stork/0010.jpg"),)
+    dataset = load_dataset(f"folder:{SPECIES}", keep_duplicates=True)
     assert len(dataset.classes) == 60
     assert set(np.bincount(dataset.train.labels)) == {300}
     assert set(np.bincount(dataset.val.labels)) == {50}

@@ -1,7 +1,8 @@
 """Datasets: images with their classes."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from pipeline.data import augment, cifar, images, layouts
 from pipeline.data.augment import Augmentation
+from pipeline.data.duplicates import Duplicates
+from pipeline.data.folders import class_folders
 from pipeline.data.images import Picture
-from pipeline.data.index import Files, Progress, Skipped, list_images
+from pipeline.data.index import Files, LeftOut, Listing, Progress, Skipped, list_images
 from pipeline.data.layouts import Rows
 from pipeline.data.names import check_name, missing, parse_subset, path_of
 from pipeline.data.vetting import vet
@@ -81,10 +84,28 @@ class Dataset:
     """what suits these images"""
     fingerprint: str
     """changes when an image or a label does, or their order"""
+    test: Split | None = None
+    """what accuracy is reported on; None: val serves for that too"""
     skipped: tuple[Skipped, ...] = ()
-    """files that are left out, and why"""
+    """files that cannot be used, and why"""
+    left_out: tuple[LeftOut, ...] = ()
+    """what else lies there and is in no split"""
+    duplicates: tuple[Duplicates, ...] = ()
+    """images that are there twice"""
+    sources: dict[str, str] = field(default_factory=dict)
+    """train, val or test -> where it comes from, in words; nothing for a data set with splits of its own"""
     spare: Split | None = None
     """training images of the same classes that a subset leaves out: nobody trains on them"""
+
+    @property
+    def top1_split(self) -> str:
+        """Which split reported accuracy is of: test where there is one, else val."""
+        return "val" if self.test is None else "test"
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """train, val and, where there is one, test."""
+        return {"train": self.train, "val": self.val, **({} if self.test is None else {"test": self.test})}
 
 
 def load_dataset(
@@ -93,14 +114,16 @@ def load_dataset(
     *,
     folder: Path | None = None,
     max_bad_share: float = 0.001,
+    keep_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `layouts.class_folders`.
+    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `folders.class_folders`.
 
     subset: `CLASSESxIMAGES`, for experiments that must be small: so many classes, spread evenly over all, with so many
-    training images of each (their first) and all their validation images
+    training images of each (their first) and all their validation and test images
     folder: where a named dataset is unpacked; `data/<name>` if not given
     max_bad_share: of all images; so many may be unusable, and are left out
+    keep_duplicates: whether a folder's train keeps images that are in its val or test too; a named set always does
     progress: told while images are decoded for the first time
     Raises ValueError for an unknown name, missing or damaged data, a class without images in one of the splits, more
     unusable images than allowed, or a subset that is not there.
@@ -113,7 +136,7 @@ def load_dataset(
         elif name in cifar.FILES:
             dataset = _in_memory(name, *cifar.load(name, path))
         else:
-            dataset = _of_files(name, path, max_bad_share, progress)
+            dataset = _of_files(name, path, max_bad_share, keep_duplicates, progress)
     except FileNotFoundError as error:
         raise ValueError(missing(name, path, f"{error.filename or error} is missing")) from error
     return _subset(dataset, subset) if subset else dataset
@@ -144,11 +167,12 @@ def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, val: ci
     )
 
 
-def _of_files(name: str, path: Path, max_bad_share: float, progress: Progress | None) -> Dataset:
+def _of_files(name: str, path: Path, max_bad_share: float, keep_duplicates: bool, progress: Progress | None) -> Dataset:
     listing = list_images(path)
-    layout = LAYOUTS.get(name, layouts.class_folders)(listing)
+    layout = LAYOUTS.get(name, class_folders)(listing)
     try:
-        vetted = vet(listing, layout, max_bad_share, progress)
+        # a published set is measured as its owner split it
+        vetted = vet(listing, layout, max_bad_share, progress, keep_duplicates=keep_duplicates or name in LAYOUTS)
     except ValueError as error:
         raise ValueError(f"DATASET={name}: {error}") from error
 
@@ -158,16 +182,38 @@ def _of_files(name: str, path: Path, max_bad_share: float, progress: Progress | 
         return Split(images=Files(path, members, sizes), labels=labels)
 
     train = split(vetted.train)
-    checksums = [np.array([(vetted.checked[m].crc, label) for m, label in rows]) for rows in (vetted.train, vetted.val)]
+    parts = [vetted.train, vetted.val, *([] if vetted.test is None else [vetted.test])]
+    checksums = [np.array([(vetted.checked[m].crc, label) for m, label in rows]) for rows in parts]
     return Dataset(
         name=name,
         classes=layout.classes,
         train=train,
         val=split(vetted.val),
+        test=None if vetted.test is None else split(vetted.test),
         augmentation=AUGMENTATIONS.get(name) or _for_folder(train.images.sizes),
         fingerprint=_digest(layout.classes, *checksums),
         skipped=tuple(vetted.skipped),
+        left_out=() if name in LAYOUTS else (*layout.left_out, *listing.notes, *_by_suffix(listing)),
+        duplicates=tuple(vetted.duplicates),
+        sources={} if name in LAYOUTS else _sources(layout),
     )
+
+
+def _by_suffix(listing: Listing) -> list[LeftOut]:
+    """The files that are no images, most frequent suffix first."""
+    counts: Counter[str] = Counter()
+    for (_, suffix), count in listing.others.items():
+        counts[suffix] += count
+    return [
+        LeftOut(what=f"{suffix} files" if suffix else "files without suffix", count=count, reason="no images")
+        for suffix, count in counts.most_common()
+    ]
+
+
+def _sources(layout: layouts.Layout) -> dict[str, str]:
+    train = layout.sources.get("train", "all class folders")
+    split_off = {} if layout.val is not None else {"val": f"a fifth of {train}"}
+    return {"train": train, **split_off, **layout.sources}
 
 
 def _for_folder(sizes: np.ndarray) -> Augmentation:
@@ -191,6 +237,7 @@ def _subset(dataset: Dataset, subset: str) -> Dataset:
         classes=tuple(dataset.classes[label] for label in chosen),
         train=_part(dataset.train, chosen, last=count),
         val=_part(dataset.val, chosen),
+        test=None if dataset.test is None else _part(dataset.test, chosen),
         spare=_part(dataset.train, chosen, first=count),
         fingerprint=f"{dataset.fingerprint} {subset}",
     )

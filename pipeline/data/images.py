@@ -6,14 +6,20 @@ of 16, Pillow itself would cut off all above 255). Of an animation, or of a file
 """
 
 import io
+import mmap
+import os
+import tempfile
+import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from targets.picture import FORMATS, orientation, rgb
+from targets.picture import FORMATS, HEAD, orientation, rgb, why_unreadable
 
 # By EXIF orientation. Apps on boards have their own in NumPy: they do without OpenCV.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -68,7 +74,8 @@ class _Jpeg(Picture):
         # OpenCV decodes to Pillow's very pixels in half the time, but for CMYK it has another formula.
         if not self.cmyk:
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
-            pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+            with _libjpeg_named(self.where):
+                pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
             if pixels is not None:
                 return _upright(pixels, self.orientation)
         # Pillow also says what is wrong with a file that OpenCV cannot decode
@@ -112,6 +119,48 @@ def check(data: bytes, where: str) -> Picture:
     return picture
 
 
+# Loader processes are forked: this memory is theirs too, so that each file is told of once by all of them together.
+_told = mmap.mmap(-1, 2**16)
+"""a byte for every file, by its name's checksum"""
+_turn = threading.Lock()
+_said: tuple[int, IO[bytes]] | None = None
+"""of which process; where the error output goes during a decoding"""
+
+
+@contextmanager
+def _libjpeg_named(where: str) -> Iterator[None]:
+    """What OpenCV's libjpeg says of damage goes to the error output past Python, and without a name: it gets one here.
+
+    Once for each file. What others write there meanwhile comes through, after the block.
+    """
+    global _said
+    with _turn:
+        if _said is None or _said[0] != os.getpid():
+            _said = (os.getpid(), tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (as long as the process lives)
+        said, errors = _said[1].fileno(), os.dup(2)
+        os.dup2(said, 2)
+        try:
+            yield
+        finally:
+            os.dup2(errors, 2)
+            os.close(errors)
+            if size := os.fstat(said).st_size:
+                _tell(where, os.pread(said, size, 0))
+                os.ftruncate(said, 0)
+                os.lseek(said, 0, os.SEEK_SET)
+
+
+def _tell(where: str, said: bytes) -> None:
+    lines = said.splitlines(keepends=True)
+    damage = [line for line in lines if b"JPEG" in line or line.startswith((b"Warning", b"Invalid", b"Inconsistent"))]
+    if others := b"".join(line for line in lines if line not in damage):
+        os.write(2, others)
+    place = zlib.crc32(where.encode(errors="surrogateescape")) % len(_told)
+    if damage and not _told[place]:
+        _told[place] = 1
+        os.write(2, f"  {where}: {damage[0].decode(errors='replace').strip()}\n".encode(errors="surrogateescape"))
+
+
 @contextmanager
 def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     """The file as Pillow sees it; whatever goes wrong with it inside is a ValueError that names the file."""
@@ -124,10 +173,8 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    if not data:
-        return "it is empty"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
-        return "it is HEIC, which is not supported: convert it to JPEG"
+    if known := why_unreadable(data[:HEAD]):
+        return known
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}, or its first bytes are damaged"
     return str(error) or type(error).__name__

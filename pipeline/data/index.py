@@ -15,26 +15,22 @@ import threading
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline import files
-from pipeline.data import images
+from pipeline.data import images, zip_names
 from pipeline.data.images import Picture
-from targets import strict
+from targets import picture, strict
 
-# HEIC is here although nothing reads it: such a file must be named as unreadable, not left out in silence.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
-    *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".heic", ".heif"),
-)
-JUNK = {"__MACOSX", "@eaDir"}  # what macOS and Synology leave beside the files; so do names that begin with a dot
 LARGEST_FILE = 512 * 2**20  # bytes: more than a 100-megapixel TIFF, less than what a zip bomb unpacks to
+COMPRESSIONS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 FORMAT = 1  # of the index; another number makes every file be decoded again
 
 Progress = Callable[[int, int], None]
@@ -50,6 +46,16 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Files that no split has, for a reason that they share; nothing is wrong with the files themselves."""
+
+    what: str
+    """which files"""
+    count: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class Listing:
     """The image files of a directory or zip."""
@@ -60,6 +66,10 @@ class Listing:
     """name below `path`: bytes and nanoseconds of the last change (in a zip: checksum), in the order of the names"""
     folders: set[str]
     """every directory below `path`, the empty ones too"""
+    others: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(folder, suffix) of files that are no images -> how many"""
+    notes: tuple["LeftOut", ...] = ()
+    """what else is left out, or was guessed"""
 
 
 class Checked(NamedTuple):
@@ -93,16 +103,22 @@ def composed(name: str) -> str:
 
 
 def list_images(path: Path) -> Listing:
-    """The image files at any depth below a directory or in a zip, without junk.
+    """The image files at any depth below a directory or in a zip, without junk; by their suffix, or their first bytes.
 
-    Raises ValueError for a path that is neither, and for a directory that may not be read.
+    Raises ValueError for a path that is neither, for a directory that may not be read, and for a zip that has to be
+    unpacked by other means first.
     """
-    found, folders = _list_directory(path) if path.is_dir() else _list_zip(path)
-    return Listing(path, dict(sorted(found.items(), key=lambda item: composed(item[0]))), folders)
+    return _sorted(_list_directory(path) if path.is_dir() else _list_zip(path))
 
 
-def _list_directory(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    found, folders = {}, set()
+def _sorted(listing: Listing) -> Listing:
+    return replace(listing, files=dict(sorted(listing.files.items(), key=lambda item: composed(item[0]))))
+
+
+def _list_directory(path: Path) -> Listing:
+    found: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
+    others: Counter[tuple[str, str]] = Counter()
     start = path.stat()
     pending = [(path, "", {(start.st_dev, start.st_ino)})]
     while pending:
@@ -113,50 +129,115 @@ def _list_directory(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
             raise ValueError(f"{folder} cannot be listed ({error.strerror}). Make it readable, or remove it") from error
         for entry in entries:
             name = prefix + entry.name
-            if _is_junk(entry.name):
+            if picture.is_junk(entry.name):
                 continue
             if entry.is_dir():
                 state = entry.stat()
+                if any("\ud800" <= character <= "\udfff" for character in entry.name):  # no label could be written
+                    raise ValueError(f"{path}: the name of a folder, {name!a}, is not in UTF-8. Rename the folder")
                 if (identity := (state.st_dev, state.st_ino)) not in above:  # else a link that leads upwards
                     folders.add(name)
                     pending.append((Path(entry.path), f"{name}/", above | {identity}))
-            elif name.lower().endswith(IMAGE_SUFFIXES):
+            elif name.lower().endswith(picture.SUFFIXES) or _is_image_inside(Path(entry.path)):
                 try:
                     state = entry.stat()
                     found[name] = (state.st_size, state.st_mtime_ns)
                 except OSError:  # a link to nowhere: as good as empty
                     found[name] = (0, 0)
-    return found, folders
+            else:
+                others[prefix.rstrip("/"), _suffix(name)] += 1
+    return Listing(path, found, folders, others)
 
 
-def _list_zip(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    found, folders = {}, set()
+def _is_image_inside(path: Path) -> bool:
+    """Whether a file without an image's suffix is one all the same."""
+    if not picture.may_be_image(path.name):
+        return False
     try:
-        with _open_zip(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is neither a directory nor a zip file") from error
-    for entry in entries:
-        parts = entry.filename.rstrip("/").split("/")
-        if any(_is_junk(part) for part in parts):
-            continue
-        folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-        if entry.is_dir():
-            folders.add("/".join(parts))
-        elif entry.filename.lower().endswith(IMAGE_SUFFIXES):
-            found[entry.filename] = (entry.file_size, entry.CRC)
-    return found, folders
+        if not path.is_file():  # a pipe would never give anything
+            return False
+        with path.open("rb", buffering=0) as file:
+            return picture.is_image(file.read(picture.HEAD))
+    except OSError:
+        return False
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _list_zip(path: Path) -> Listing:
+    found: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
+    others: Counter[tuple[str, str]] = Counter()
+    with _open_zip(path) as archive:
+        entries, guessed = _entries(path, archive)
+        for name, entry in entries:
+            parts = name.rstrip("/").split("/")
+            if any(picture.is_junk(part) for part in parts):
+                continue
+            folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+            if name.endswith("/"):
+                folders.add("/".join(parts))
+            elif name.lower().endswith(picture.SUFFIXES):
+                if why := _why_sealed(entry):
+                    raise ValueError(f"{path}: {name} is {why}. Unpack it yourself, and give the folder")
+                found[name] = (entry.file_size, entry.CRC)
+            elif picture.may_be_image(name) and not _why_sealed(entry) and _is_image_entry(archive, entry):
+                found[name] = (entry.file_size, entry.CRC)
+            else:
+                others["/".join(parts[:-1]), _suffix(name)] += 1
+    times = Counter(name for name, entry in entries if name in found)
+    twice = [name for name, count in times.items() if count > 1]
+    notes = [
+        LeftOut(what=f"names such as {text}", count=0, reason=f"in no stated encoding: read as {encoding}")
+        for encoding, text in guessed.items()
+    ]
+    if twice:
+        count = sum(times[name] - 1 for name in twice)
+        notes.append(
+            LeftOut(what=f"entries such as {twice[0]}", count=count, reason="another of the same name follows")
+        )
+    return Listing(path, found, folders, others, tuple(notes))
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:  # macOS writes UTF-8 names without saying so
-        return zipfile.ZipFile(path, metadata_encoding="utf-8")
-    except UnicodeDecodeError:
+    try:
         return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path} is neither a directory nor a zip file. Unpack it, and give the folder") from error
 
 
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name in JUNK
+def _entries(path: Path, archive: zipfile.ZipFile) -> tuple[list[tuple[str, zipfile.ZipInfo]], dict[str, str]]:
+    """Names and entries of an archive, and as `zip_names.names` has them the encodings that were guessed.
+
+    Raises ValueError for a folder whose name cannot be told.
+    """
+    names, guessed = zip_names.names(archive.infolist())
+    entries = []
+    for name, entry in zip(names, archive.infolist(), strict=True):
+        if isinstance(name, zip_names.Undecodable):
+            raise ValueError(f"{path}: the name of a folder, {name}. Unpack it yourself, and give the folder")
+        steps = [step for step in name.split("/")[:-1] if step not in ("", ".")]
+        entries.append(("/".join([*steps, name.split("/")[-1]]), entry))
+    return entries, guessed
+
+
+def _why_sealed(entry: zipfile.ZipInfo) -> str | None:
+    """Why zipfile cannot read an entry."""
+    if entry.flag_bits & 1:
+        return "encrypted"
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        return f"packed by {COMPRESSIONS.get(entry.compress_type, f'method {entry.compress_type}')}, not by Deflate"
+    return None
+
+
+def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(entry) as file:
+            return picture.is_image(file.read(picture.HEAD))
+    except Exception:  # damaged: whatever its decompressor stumbles over
+        return False
 
 
 class Files:
@@ -166,7 +247,8 @@ class Files:
         self.path, self.members = path, members
         self.sizes = sizes
         """(n, 2) height and width as shown, pixels"""
-        self._archive: tuple[int, zipfile.ZipFile] | None = None  # of which process: handles do not survive a fork
+        # of which process: handles do not survive a fork; and its entries by name
+        self._archive: tuple[int, zipfile.ZipFile, dict[str, zipfile.ZipInfo]] | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -189,8 +271,10 @@ class Files:
         if self.path.is_dir():
             return (self.path / member).read_bytes()
         if self._archive is None or self._archive[0] != os.getpid():
-            self._archive = (os.getpid(), _open_zip(self.path))
-        return self._archive[1].read(member)
+            archive = _open_zip(self.path)
+            self._archive = (os.getpid(), archive, dict(_entries(self.path, archive)[0]))
+        _, archive, entries = self._archive
+        return archive.read(entries[member])
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_archive": None}
@@ -254,7 +338,7 @@ def _check(store: Files, turn: contextlib.AbstractContextManager, member: str, s
     except Exception as error:  # no permission, a damaged zip: whatever it is, this file cannot be used
         return faulty(f"cannot be read ({getattr(error, 'strerror', None) or error})")
     try:
-        picture = images.check(data, member)
+        found = images.check(data, member)
     except ValueError as error:
         return faulty(str(error).removeprefix(f"{member} "))
-    return Checked(size, stamp, zlib.crc32(data), picture.height, picture.width, None)
+    return Checked(size, stamp, zlib.crc32(data), found.height, found.width, None)

@@ -9,16 +9,15 @@ import contextlib
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.index import Listing, Skipped, composed
+from pipeline.data.index import LeftOut, Listing, Skipped
 from targets import strict
 
 Rows = list[tuple[str, int]]
 """name of an image file and its label, each"""
 
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
 LARGEST_TABLE = 2**30  # bytes, of annotations
 
 
@@ -31,68 +30,14 @@ class Layout:
     train: Rows
     val: Rows | None
     """None: a part of train is to be split off"""
+    test: Rows | None = None
+    """None: accuracy is reported on val"""
     stray: list[Skipped]
     """files that are listed but missing, and such as lie in no class folder"""
-
-
-def class_folders(listing: Listing) -> Layout:
-    """`train/<class>/…` and `val/<class>/…`; or no val/; or plain `<class>/…`. Images lie at any depth below a class.
-
-    A single folder around all of it is seen through; train and val are found in any case.
-    Raises ValueError for fewer than two classes, a class in val/ only, and classes that differ in case only.
-    """
-    paths = {name: tuple(composed(name).split("/")) for name in listing.files}
-    folders = {tuple(composed(name).split("/")) for name in listing.folders}
-    while _are_wrapped(paths, folders):
-        paths = {name: path[1:] for name, path in paths.items()}
-        folders = {path[1:] for path in folders if len(path) > 1}
-
-    tops = {path[0].casefold() for path in folders}
-    val = next((name for name in VAL_NAMES if name in tops), None)
-    if val and "train" not in tops:
-        raise ValueError(f"{listing.path} has {val}/ but no train/: call the folder of training images train")
-    parts = [_below(part, paths, folders) for part in ("train", val) if part] if "train" in tops else [(paths, folders)]
-    classes = _class_names(listing.path, [{path[0] for path in inside} for _, inside in parts])
-    label_of = {label: index for index, label in enumerate(classes)}
-    rows = [[(name, label_of[path[0]]) for name, path in images.items() if len(path) > 1] for images, _ in parts]
-    stray = [name for images, _ in parts for name, path in images.items() if len(path) == 1]
-    return Layout(
-        classes=classes,
-        train=rows[0],
-        val=rows[1] if len(rows) > 1 else None,
-        stray=[Skipped(name, "lies in no class folder") for name in stray],
-    )
-
-
-def _are_wrapped(paths: dict[str, tuple[str, ...]], folders: set[tuple[str, ...]]) -> bool:
-    """Whether everything lies in one folder that holds folders and is not itself train or val."""
-    tops = {path[0] for path in (*paths.values(), *folders)}
-    return len(tops) == 1 and tops.pop().casefold() not in ("train", *VAL_NAMES) and any(len(f) > 1 for f in folders)
-
-
-def _below(
-    part: str, paths: dict[str, tuple[str, ...]], folders: set[tuple[str, ...]]
-) -> tuple[dict[str, tuple[str, ...]], set[tuple[str, ...]]]:
-    """The files and folders inside one top folder, as seen from there."""
-    return (
-        {name: path[1:] for name, path in paths.items() if path[0].casefold() == part and len(path) > 1},
-        {path[1:] for path in folders if path[0].casefold() == part and len(path) > 1},
-    )
-
-
-def _class_names(where: Path, parts: list[set[str]]) -> tuple[str, ...]:
-    classes = sorted(set().union(*parts))
-    for one, other in zip(named := sorted(classes, key=str.casefold), named[1:], strict=False):
-        if one.casefold() == other.casefold():
-            raise ValueError(f"{where}: classes {one} and {other} differ only in case. Rename one, or merge them")
-    if unknown := sorted(set(classes) - parts[0]):
-        raise ValueError(f"{where}: class {unknown[0]} is in val/ but not in train/")
-    if len(classes) < 2:
-        raise ValueError(
-            f"{where} must hold train/<class>/<image> (and val/<class>/<image>), or <class>/<image>, "
-            f"for at least two classes; found {' '.join(classes) or 'none'}"
-        )
-    return tuple(classes)
+    sources: dict[str, str] = field(default_factory=dict)
+    """train, val or test -> the folder that it comes from"""
+    left_out: tuple[LeftOut, ...] = ()
+    """what else is there"""
 
 
 @dataclass(frozen=True)

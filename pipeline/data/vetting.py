@@ -5,28 +5,39 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.data.index import Checked, Listing, Progress, Skipped, check
+from pipeline.data.duplicates import Duplicates, find
+from pipeline.data.index import Checked, Files, Listing, Progress, Skipped, check
 from pipeline.data.layouts import Layout, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vetted:
-    """Images that can be decoded, in both splits."""
+    """Images that can be decoded, in all splits."""
 
     train: Rows
     val: Rows
+    test: Rows | None
     checked: dict[str, Checked]
     """of every file, the unusable ones too"""
     skipped: list[Skipped]
+    duplicates: list[Duplicates]
 
 
-def vet(listing: Listing, layout: Layout, max_bad_share: float, progress: Progress | None) -> Vetted:
+def vet(
+    listing: Listing,
+    layout: Layout,
+    max_bad_share: float,
+    progress: Progress | None,
+    *,
+    keep_duplicates: bool,
+) -> Vetted:
     """Decode every image once (see index.py), leave out what cannot be, split off a validation part if there is none.
 
     max_bad_share: of all images; the threshold is strict, so that a single bad file of a small set has to be looked at
-    Raises ValueError for more unusable images than that, and for a class that has none left in one of the splits.
+    keep_duplicates: whether train keeps the images that are in val or test, too
+    Raises ValueError for more unusable images than that, and for a class that has none left in train or val.
     """
-    members = [member for member, _ in layout.train + (layout.val or [])]
+    members = [member for member, _ in layout.train + (layout.val or []) + (layout.test or [])]
     total = len(members) + len(layout.stray)
     _refuse_too_many(layout.stray, total, max_bad_share)  # what is known already, before minutes go into decoding
     _refuse_empty_classes(layout)
@@ -40,11 +51,26 @@ def vet(listing: Listing, layout: Layout, max_bad_share: float, progress: Progre
     _refuse_empty_classes(replace(layout, train=train, val=val))
     if val is None:
         train, val = _split_off(train)
-    return Vetted(train=train, val=val, checked=checked, skipped=skipped)
+    test = None if layout.test is None else [row for row in layout.test if row[0] not in faults]
+    splits = {"train": train, "val": val, **({} if test is None else {"test": test})}
+    read = Files(listing.path, (), np.zeros((0, 2), int)).read
+    twice, duplicates = find(splits, checked, read, keep_duplicates)
+    if twice:
+        train = [row for row in train if row[0] not in twice]
+        try:
+            _refuse_empty_classes(replace(layout, train=train, val=val))
+        except ValueError as error:
+            raise ValueError(
+                f"{len(twice)} images of train are in val or test too, and left out of train; then {error}. "
+                "KEEP_DUPLICATES=1 keeps them"
+            ) from error
+    return Vetted(train=train, val=val, test=test, checked=checked, skipped=skipped, duplicates=duplicates)
 
 
 def _refuse_empty_classes(layout: Layout) -> None:
-    """Every class needs an image in each split, or two if one is to be split off."""
+    """Every class needs an image in train and val, or two if val is to be split off; test needs one of any class."""
+    if layout.test == []:
+        raise ValueError("test has no usable images. Add some, or remove the folder")
     if layout.val is None:
         parts = [(layout.train, 2, "to share between training and validation")]
     else:

@@ -93,7 +93,7 @@ def bench_latency(
                     "load": os.getloadavg()[0],
                     "top1": top1,
                     "images": images,
-                    "top1_val": context.run.results("finetune")["top1"],
+                    "top1_val": context.run.results("finetune")["top1_val"],
                     "top1_dense": dense_top1[seed],
                     "params": count_params(small),
                     "macs": count_macs(small),

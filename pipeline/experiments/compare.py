@@ -192,13 +192,13 @@ class Unseen:
 def unseen(context: Context, cell: Cell) -> tuple[float, int]:
     """Top-1 in percent on every image that was not trained on, and how many those are; measured once.
 
-    They are the validation split and the training images that SUBSET leaves out: with few images, chance would hide
-    the differences between methods.
+    They are the split that accuracy is reported of and the training images that SUBSET leaves out: with few images,
+    chance would hide the differences between methods.
     """
     path, model = context.run.folder / "unseen.json", context.run.files(_last_stage(cell))
     known: Unseen | None = strict.read_json(path, Unseen) if path.exists() else None
     if known is None or known.model != model:
-        count = len(context.dataset.val.labels)
+        count = len(context.dataset.splits[context.dataset.top1_split].labels)
         top1, images = context.run.results(_last_stage(cell))["top1_dense" if cell.method == "dense" else "top1"], count
         if context.spare_batches is not None and context.dataset.spare is not None:
             images += len(context.dataset.spare.labels)
@@ -250,7 +250,7 @@ def _row(cell: Cell, run: Run, error: str | None) -> Row:
         "seed": cell.seed,
         "epochs": [stage.epochs if stage else 0 for stage in trained],
         "top1": None,
-        "top1_val": run.results("dense").get("top1_dense") if dense else small.get("top1"),
+        "top1_val": run.results("dense").get("top1_dense_val") if dense else small.get("top1_val"),
         "images": None,
         "params": start.get("params_dense") if dense else small.get("params"),
         "macs": start.get("macs_dense") if dense else small.get("macs"),

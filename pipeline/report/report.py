@@ -128,11 +128,12 @@ def summary_table(report: Report, target: str | None = None) -> Table:
         for row in rows:
             table.add_row(row.name, row.dense, row.pruned, row.change)
         table.add_section()
+    budget = "budget (on val), " if report["top1_split"] == "test" else "budget, "
     for artifact in _judged(report, target):
         if artifact["reason"]:
             table.add_row(Text(_label(artifact), style="bold"), "", "", Text(artifact["reason"], style="italic"))
         if artifact["checks"]:
-            table.add_row(*(Text(cell, style="bold") for cell in (f"budget, {_label(artifact)}", "limit", "measured")))
+            table.add_row(*(Text(cell, style="bold") for cell in (budget + _label(artifact), "limit", "measured")))
         for check in artifact["checks"]:
             name, limit, value = describe_check(check)
             sign, _, style = VERDICTS[check["verdict"]]
@@ -158,7 +159,7 @@ def overall_verdict(report: Report, target: str | None = None) -> str:
 def compare_models(report: Report) -> list[Comparison]:
     """Top-1 in PyTorch, parameters and MACs."""
     return [
-        _compare("top-1", report["top1_dense"], report["top1"], "%"),
+        _compare(f"top-1 on {report['top1_split']}", report["top1_dense"], report["top1"], "%"),
         _compare("parameters", report["params_dense"], report["params"]),
         _compare("MACs", report["macs_dense"], report["macs"]),
     ]
@@ -187,7 +188,7 @@ def compare_artifacts(report: Report, artifact: Report) -> list[Comparison]:
     found = [a for a in report["artifacts"] if a["role"] == "dense" and all(a[key] == artifact[key] for key in same)]
     dense: Report = found[0] if found else {}
     rows = [
-        _compare("top-1 in its runtime", dense.get("top1"), artifact["top1"], "%"),
+        _compare(f"top-1 on {report['top1_split']}, in its runtime", dense.get("top1"), artifact["top1"], "%"),
         _compare("size", dense.get("size_bytes"), artifact["size_bytes"], "B"),
     ]
     times, times_dense = artifact["latency_ms"] or {}, artifact["latency_dense_ms"] or {}
@@ -301,7 +302,7 @@ def _figures(
     """How every figure is drawn; the keys are the file names."""
     blocks = report["blocks"]
     return {
-        "training_curves": lambda: figures.training_curves(log, report["top1_dense"]),
+        "training_curves": lambda: figures.training_curves(log, report["top1_dense_val"]),  # as the curves are
         "keep_ratio_per_block": lambda: figures.keep_ratio_per_block(blocks),
         "architecture": lambda: figures.architecture(blocks, [block["width_dense"] for block in blocks]),
         "keep_ratio_over_training": lambda: figures.keep_ratio_over_training(log),

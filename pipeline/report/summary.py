@@ -8,7 +8,10 @@ from pipeline.report.results import versions
 from pipeline.runs import Run
 from targets import TARGETS
 
-MEASURED = ("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1")
+MEASURED = (
+    *("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1"),
+    *("top1_dense_val", "top1_val"),
+)
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -19,6 +22,7 @@ def summarise(run: Run) -> dict[str, Any]:
         found |= record.results
     artifacts = [artifact for target in TARGETS for artifact in _artifacts(run, target)]
     widths = found.get("widths_dense", [])
+    data = found.get("data") or {}
     pruned = found.get("blocks", [])  # none before stage prune, or for METHOD=dense
     # one width per block: heads x head width, or hidden units
     blocks = [
@@ -40,6 +44,9 @@ def summarise(run: Run) -> dict[str, Any]:
         "latency_profile": found.get("latency_profile"),
         "seconds_per_stage": {name: record.seconds for name, record in records.items() if record.seconds is not None},
         "skipped_images": found.get("skipped_images", []),
+        "data": data,
+        "top1_split": data.get("top1_split", "val"),
+        "images_test": data["splits"].get("test", {}).get("images") if data else None,
         "blocks": blocks,
         "artifacts": artifacts,
         "versions": versions(),
@@ -55,6 +62,7 @@ def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
     keys = (
         "parity",
         "top1",
+        "top1_val",
         "latency_ms",
         "latency_dense_ms",
         "peak_mb",

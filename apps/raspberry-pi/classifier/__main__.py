@@ -97,13 +97,7 @@ def _pictures(names: list[str]) -> list[Path]:
     found: list[Path] = []
     for name in names:
         path = Path(name)
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in pictures.SUFFIXES)
-        if not inside:
-            raise ValueError(f"{path} holds no picture ({', '.join(pictures.SUFFIXES)})")
-        found += inside
+        found += pictures.inside(path) if path.is_dir() else [path]
     return found
 
 

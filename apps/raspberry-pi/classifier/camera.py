@@ -19,6 +19,7 @@ import numpy as np
 
 from classifier import pictures
 from classifier.frames import MARK
+from targets.picture import SUFFIXES
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 SILENCE_S = 10.0
@@ -38,7 +39,7 @@ def frames(source: str) -> Generator[np.ndarray, None, None]:
 
 
 def _folder(folder: Path) -> Generator[np.ndarray, None, None]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in pictures.SUFFIXES)
+    paths = pictures.inside(folder)
     while paths:
         for path in list(paths):
             try:
@@ -46,7 +47,7 @@ def _folder(folder: Path) -> Generator[np.ndarray, None, None]:
             except ValueError as error:
                 print(f"error: {path}: {error}", file=sys.stderr)
                 paths.remove(path)
-    raise ValueError(f"{folder} holds no picture that can be read ({', '.join(pictures.SUFFIXES)})")
+    raise ValueError(f"{folder} holds no picture that can be read ({', '.join(SUFFIXES)})")
 
 
 def _camera(source: str) -> Generator[np.ndarray, None, None]:

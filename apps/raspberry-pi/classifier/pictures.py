@@ -9,9 +9,18 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from targets.manifest import InputSpec
-from targets.picture import AVIF, FORMATS, orientation, rgb
+from targets.picture import (
+    FORMATS,
+    HEAD,
+    SUFFIXES,
+    is_image,
+    is_junk,
+    may_be_image,
+    orientation,
+    rgb,
+    why_unreadable,
+)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", *([".avif"] if AVIF else []))
 LARGEST_RESIZED = 100_000_000
 """pixels of a resized strip above which only the part that is kept is made"""
 
@@ -24,6 +33,41 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientati
     7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
     8: lambda pixels: np.rot90(pixels),
 }
+
+
+def inside(folder: Path) -> list[Path]:
+    """The pictures at any depth below a folder, without junk: what the pipeline would find, but for linked folders.
+
+    Raises ValueError if there is none, or the folder may not be read.
+    """
+    found: list[Path] = []
+    try:
+        pending = [folder]
+        while pending:
+            for path in pending.pop().iterdir():
+                if is_junk(path.name):
+                    continue
+                if path.is_dir():
+                    if not path.is_symlink():  # it may lead upwards
+                        pending.append(path)
+                elif path.suffix.lower() in SUFFIXES or (may_be_image(path.name) and is_image(_head(path))):
+                    found.append(path)
+    except OSError as error:
+        raise ValueError(f"{error.filename or folder} cannot be listed: {error.strerror}") from error
+    if not found:
+        raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of an ordinary file; nothing of any other, or of one that cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
 
 
 def read(path: Path) -> np.ndarray:
@@ -39,7 +83,7 @@ def read(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError("there is no such file") from error
     except UnidentifiedImageError as error:
-        raise ValueError("this is no image that can be read here") from error
+        raise ValueError(why_unreadable(_head(path)) or "this is no image that can be read here") from error
     except Exception as error:  # hostile bytes make decoders fail in any way
         raise ValueError(f"this cannot be read as an image: {str(error) or type(error).__name__}") from error
 
