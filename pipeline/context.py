@@ -20,7 +20,7 @@ from pipeline.data.datasets import Dataset, Split
 from pipeline.data.loader import Batches, Evaluation, eval_loader, train_loader
 from pipeline.data.view import View, normalise
 from pipeline.runs import Run
-from pipeline.train import runtime
+from pipeline.train import plan, runtime
 from pipeline.train.evaluate import model_top1, predictor, top1_percent
 from pipeline.train.loop import Progress, train
 from targets import Target
@@ -118,10 +118,28 @@ class Context:
         batches = eval_loader(chosen, self.view, 256, 0)
         return torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1).contiguous().numpy()
 
-    def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Method | None = None) -> None:
+    @property
+    def stages(self) -> dict[str, TrainConfig]:
+        """How each of the stages that train does, in order, with the epochs that the run's plan gives it."""
+        return plan.settled(self.run)
+
+    def train(self, stage: str, model: VisionTransformer, pruner: Method | None = None) -> None:
         """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch."""
+        config = self.stages[stage]
         models.set_drop_path(model, config.drop_path)
         batches = self.train_batches(config)
+        train_images, val_images = len(self.dataset.train.labels), len(self.dataset.val.labels)
+        for line in plan.told(self.run, stage, train_images):
+            self.say(line)
+        stages = list(self.stages)
+        ahead = [plan.work(self.run, later) for later in stages[stages.index(stage) + 1 :]]
+        clock = plan.Clock(
+            self.progress,
+            self.say,
+            epoch=len(batches),
+            evaluation=plan.EVALUATING * val_images / train_images,
+            ahead=sum(ahead) / plan.work(self.run, stage),
+        )
         if batches.batch_size < config.batch_size:
             count = len(self.dataset.train.labels)
             self.say(
@@ -141,7 +159,7 @@ class Context:
             teacher=None if stage == "dense" else self.teacher(),
             logits_alone=self.run.config.teach == "logits",
             evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
-            progress=self.progress,
+            progress=clock,
             say=self.say,
         )
 

@@ -47,11 +47,16 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 def configure(config, *, epochs: dict[str, int | None], lr: float | None, batch_size: int | None):
-    """`config` with the user's epochs per stage (dense 0: no reference), learning rate and batch size."""
-    shared = {key: value for key, value in (("lr", lr), ("batch_size", batch_size)) if value is not None}
+    """`config` with the user's epochs per stage (dense 0: no reference), learning rate and batch size.
+
+    Epochs and a learning rate that the user gives are taken as they are, whatever the images and the batch.
+    """
+    shared: dict[str, object] = {} if batch_size is None else {"batch_size": batch_size}
+    if lr is not None:
+        shared |= {"lr": lr, "lr_batch": None}
     changes: dict[str, object] = {}
     for stage, count in epochs.items():
-        own = {**shared, **({} if count is None else {"epochs": count})}
+        own = {**shared, **({} if count is None else {"epochs": count, "epochs_for": None})}
         leave_out = stage == "dense" and count == 0
         changes[stage] = None if leave_out else dataclasses.replace(getattr(config, stage), **own)
     return dataclasses.replace(config, **changes)

@@ -28,7 +28,7 @@ from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
 from pipeline.report.summary import summarise
-from pipeline.train import checkpoints, runtime
+from pipeline.train import checkpoints, plan, runtime
 from pipeline.train.evaluate import predictor
 from targets import TARGETS, strict
 from targets.artifact import RuntimeUnavailable
@@ -75,7 +75,7 @@ def dense(context: Context) -> Written:
     if context.run.config.dense is None:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
-    context.train("dense", model, context.run.config.dense)
+    context.train("dense", model)
     return save_model(model, context.checkpoints / "dense"), {"top1_dense": context.top1(model)}
 
 
@@ -85,8 +85,7 @@ def prune(context: Context) -> Written:
     if isinstance(pruner, OneShot):
         pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
     else:
-        assert context.run.config.prune is not None, "a method that is no one-shot trains while it prunes"
-        context.train("prune", model, context.run.config.prune, pruner)
+        context.train("prune", model, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
     checkpoints.save(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
@@ -127,7 +126,7 @@ def finetune(context: Context) -> Written:
     """Train the small model on, if the method does that."""
     model = load_compact(context.checkpoints / "compact")
     if context.run.config.finetune:
-        context.train("finetune", model, context.run.config.finetune)
+        context.train("finetune", model)
     return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
 
 
@@ -162,6 +161,8 @@ def run_training(context: Context, only: str | None = None) -> None:
     """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished."""
     config = context.run.config
     before: dict[str, str] = latency_budget.fix(context.run)
+    gpu = runtime.accelerator().device.type != "cpu"
+    before |= plan.fix(context.run, len(context.dataset.train.labels), gpu=gpu)
     if config.model_path and Path(config.model_path).exists():
         before["MODEL_PATH"] = files.digest(weight_files.file_in(Path(config.model_path)))
     if config.teacher not in (None, OWN):
@@ -257,8 +258,7 @@ def _pruned_model(
     model = load_compact(context.checkpoints / "prepared").to(device)
     if rotated and config.method in GATED:
         rotate_heads(model, (images for images, _ in context.calibration_batches(ROTATION_STEPS)))
-    training = config.prune or config.finetune
-    assert training is not None, "a method prunes or fine-tunes"
+    training = context.stages["prune" if config.prune else "finetune"]
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
     rule = TARGETS[config.target].allowed_width if config.pruning.gates == "inner" else None
     pruning, latency = latency_budget.budget_of(context.run, len(model.blocks))

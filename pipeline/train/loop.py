@@ -85,7 +85,8 @@ def train(
     """
     accelerator = runtime.accelerator()
     device = accelerator.device
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
+    lr = config.lr_at(batches.batch_size * accelerator.num_processes)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=config.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)  # not the batches: they know their process themselves
     steps_per_epoch, bare = len(batches), accelerator.unwrap_model(model)
     total = steps_per_epoch * config.epochs
@@ -94,8 +95,8 @@ def train(
         sched=config.schedule,
         num_epochs=config.epochs,
         warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # timm multiplies it by the steps of an epoch
-        warmup_lr=config.lr / 100,
-        min_lr=config.lr / 100,
+        warmup_lr=lr / 100,
+        min_lr=lr / 100,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )
@@ -181,8 +182,8 @@ def train(
             optimizer.zero_grad()
             step += 1
             write_waiting()
-            lr = optimizer.param_groups[0]["lr"]
-            line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": lr}
+            now = optimizer.param_groups[0]["lr"]
+            line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": now}
             waiting.append((line, _Loss(loss), update))
             if evaluate is not None and step % steps_per_epoch == 0 and accelerator.is_main_process:
                 line["top1"] = evaluate(bare)
