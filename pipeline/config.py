@@ -47,6 +47,12 @@ class TrainConfig:
     """cutmix alpha, 0: off"""
     drop_path: float = 0.0
     """stochastic depth of the last block"""
+    balanced: bool = False
+    """every class is seen as often as any other: images of rare ones more often, of frequent ones not in every epoch"""
+    early_stop: int | None = None
+    """end after so many epochs without a better one; None: never. Not while pruning, which needs its schedule"""
+    compile: bool = False
+    """train what torch.compile makes of the model"""
     clip_grad: float = 1.0
     """largest gradient norm"""
     checkpoint_seconds: float = 60.0
@@ -63,7 +69,7 @@ class TrainConfig:
             raise ValueError(f"batch_size={self.batch_size} must be even: mixup and cutmix mix two images each")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr} must be above 0")
-        for name in ("epochs_for", "lr_batch"):
+        for name in ("epochs_for", "lr_batch", "early_stop"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be 1 or more")
@@ -165,6 +171,8 @@ class RunConfig:
             raise ValueError(
                 f"compensate is for methods that cut in one shot; METHOD={self.method} leaves nothing to fit"
             )
+        if self.prune is not None and self.prune.early_stop is not None:
+            raise ValueError("early_stop is not for pruning: its masks move, and sharpen, until the last epoch")
         if self.model_path and self.from_scratch:
             raise ValueError("MODEL_PATH and --from-scratch exclude each other")
 

@@ -21,7 +21,7 @@ from pipeline.data.loader import Batches, Evaluation, eval_loader, train_loader
 from pipeline.data.view import View, normalise
 from pipeline.runs import Run
 from pipeline.train import plan, runtime
-from pipeline.train.evaluate import model_top1, predictor, top1_percent
+from pipeline.train.evaluate import Predictions, model_predictions, predictions, predictor
 from pipeline.train.loop import Progress, train
 from targets import Target
 
@@ -99,6 +99,7 @@ class Context:
             workers,
             config.in_memory,
             share=runtime.share(),
+            balanced=config.balanced,
         )
 
     def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -123,8 +124,11 @@ class Context:
         """How each of the stages that train does, in order, with the epochs that the run's plan gives it."""
         return plan.settled(self.run)
 
-    def train(self, stage: str, model: VisionTransformer, pruner: Method | None = None) -> None:
-        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch."""
+    def train(self, stage: str, model: VisionTransformer, pruner: Method | None = None) -> int:
+        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch.
+
+        Returns the epoch that is kept.
+        """
         config = self.stages[stage]
         models.set_drop_path(model, config.drop_path)
         batches = self.train_batches(config)
@@ -145,7 +149,7 @@ class Context:
             self.say(
                 f"  BATCH_SIZE={config.batch_size} is too large for {count} images: {batches.batch_size} are taken"
             )
-        train(
+        return train(
             model,
             batches,
             config,
@@ -158,14 +162,14 @@ class Context:
             pruner=pruner,
             teacher=None if stage == "dense" else self.teacher(),
             logits_alone=self.run.config.teach == "logits",
-            evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
+            evaluate=lambda current: predictions(predictor(current, self.view), self.val_batches),
             progress=clock,
             say=self.say,
         )
 
-    def top1(self, model: VisionTransformer) -> float:
-        """Top-1 accuracy on the validation split, percent."""
-        return model_top1(model, self.view, self.val_batches)
+    def predictions(self, model: VisionTransformer) -> Predictions:
+        """What a model makes of the validation split."""
+        return model_predictions(model, self.view, self.val_batches)
 
     def teacher(self) -> VisionTransformer | None:
         """The model that pruning and fine-tuning learn from, if there is one."""

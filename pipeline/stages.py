@@ -75,8 +75,9 @@ def dense(context: Context) -> Written:
     if context.run.config.dense is None:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
-    context.train("dense", model)
-    return save_model(model, context.checkpoints / "dense"), {"top1_dense": context.top1(model)}
+    epoch, found = context.train("dense", model), context.predictions(model)
+    results = {"top1_dense": found.top1, "balanced_accuracy_dense": found.balanced, "epoch_dense": epoch}
+    return save_model(model, context.checkpoints / "dense"), results
 
 
 def prune(context: Context) -> Written:
@@ -89,7 +90,7 @@ def prune(context: Context) -> Written:
     pruner.harden()
     path = context.checkpoints / "masked.pt"
     checkpoints.save(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
-    return [path], {"top1_masked": context.top1(model), "blocks": pruner.blocks()}
+    return [path], {"top1_masked": context.predictions(model).top1, "blocks": pruner.blocks()}
 
 
 def compact(context: Context) -> Written:
@@ -108,7 +109,7 @@ def compact(context: Context) -> Written:
         assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
     if context.run.config.compensate:
         _compensate(context, small, model)
-    results = {"top1_compact": context.top1(small), "compaction_error": difference}
+    results = {"top1_compact": context.predictions(small).top1, "compaction_error": difference}
     results |= latency_budget.prediction(context.run, small)
     return save_model(small, context.checkpoints / "compact"), results
 
@@ -125,9 +126,10 @@ def _compensate(context: Context, small: VisionTransformer, whole: VisionTransfo
 def finetune(context: Context) -> Written:
     """Train the small model on, if the method does that."""
     model = load_compact(context.checkpoints / "compact")
-    if context.run.config.finetune:
-        context.train("finetune", model)
-    return save_model(model, context.model_folder), {"top1": context.top1(model), **_size(model)}
+    epoch = context.train("finetune", model) if context.run.config.finetune else None
+    found = context.predictions(model)
+    results = {"top1": found.top1, "balanced_accuracy": found.balanced, "epoch_finetune": epoch, **_size(model)}
+    return save_model(model, context.model_folder), results
 
 
 def report(context: Context, only: str | None = None) -> str:
