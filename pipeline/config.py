@@ -23,7 +23,7 @@ class TrainConfig:
     epochs: int
     """passes over the training split"""
     epochs_for: int | None = None
-    """training images that `epochs` are meant for: more images get fewer, fewer images more (pipeline.train.plan).
+    """training images that `epochs` are meant for: more images get fewer, fewer images more (pipeline.plan).
     None: `epochs` it is"""
     cpu_share: float = 1.0
     """share of such epochs that a machine without a GPU is given"""

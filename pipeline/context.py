@@ -3,24 +3,28 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
-from pipeline import models
+from pipeline import models, plan
 from pipeline.config import OWN, TrainConfig
 from pipeline.data import datasets, loader
 from pipeline.data.datasets import Dataset, Split
+from pipeline.data.index import Files
 from pipeline.data.loader import Batches, Evaluation, eval_loader, train_loader
 from pipeline.data.view import View, normalise
+from pipeline.report import evidence, mistakes
+from pipeline.report.evidence import Evidence
 from pipeline.runs import Run
-from pipeline.train import plan, runtime
+from pipeline.train import runtime
 from pipeline.train.evaluate import Predictions, model_predictions, predictions, predictor
 from pipeline.train.loop import Progress, train
 from targets import Target
@@ -170,6 +174,31 @@ class Context:
     def predictions(self, model: VisionTransformer) -> Predictions:
         """What a model makes of the validation split."""
         return model_predictions(model, self.view, self.val_batches)
+
+    def keep_predictions(self, name: str, found: Predictions, part: str = "val") -> Path:
+        """Keep what a model made of a split, with the pictures that a report shows; returns the file.
+
+        name: one of evidence.MODELS; the small model is held against what is kept of the dense one
+        part: the data set's split
+        """
+        folder, split = self.run.folder, getattr(self.dataset, part)
+        beside = evidence.path_of(folder, part, "dense")
+        dense = None
+        if name == "small" and beside.exists():
+            dense = evidence.read(beside, len(self.dataset.classes))
+        kept = Evidence(labels=found.labels, predicted=found.predicted, confidence=found.confidence)
+        rows = mistakes.to_show(kept, dense)
+        chosen = split.images.chosen(rows)
+        batches = eval_loader(Split(images=chosen, labels=split.labels[rows]), self.view, 256, 0)
+        size = min(self.view.size, evidence.PICTURE)
+        pictures = np.zeros((len(rows), size, size, 3), np.uint8)
+        for row, image in enumerate(image for images, _ in batches for image in images):
+            whole = Image.fromarray(image.permute(1, 2, 0).numpy())
+            pictures[row] = np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS))
+        names = tuple(chosen.members) if isinstance(chosen, Files) else ("",) * len(rows)
+        path = evidence.path_of(folder, part, name)
+        evidence.write(path, replace(kept, rows=rows, pictures=pictures, names=names))
+        return path
 
     def teacher(self) -> VisionTransformer | None:
         """The model that pruning and fine-tuning learn from, if there is one."""

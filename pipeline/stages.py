@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
 from dap import Method, OneShot, count_macs, count_params, load_compact, rotate_heads
-from pipeline import files, latency_budget, models, weight_files
+from pipeline import files, latency_budget, models, plan, weight_files
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment
@@ -27,8 +27,8 @@ from pipeline.errors import EnvironmentLacks
 from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
-from pipeline.report.summary import summarise
-from pipeline.train import checkpoints, plan, runtime
+from pipeline.report.summary import judged_of, summarise
+from pipeline.train import checkpoints, runtime
 from pipeline.train.evaluate import predictor
 from targets import TARGETS, strict
 from targets.artifact import RuntimeUnavailable
@@ -77,7 +77,8 @@ def dense(context: Context) -> Written:
     model = load_compact(context.checkpoints / "prepared")
     epoch, found = context.train("dense", model), context.predictions(model)
     results = {"top1_dense": found.top1, "balanced_accuracy_dense": found.balanced, "epoch_dense": epoch}
-    return save_model(model, context.checkpoints / "dense"), results
+    written = [*save_model(model, context.checkpoints / "dense"), context.keep_predictions("dense", found)]
+    return written, results
 
 
 def prune(context: Context) -> Written:
@@ -129,18 +130,20 @@ def finetune(context: Context) -> Written:
     epoch = context.train("finetune", model) if context.run.config.finetune else None
     found = context.predictions(model)
     results = {"top1": found.top1, "balanced_accuracy": found.balanced, "epoch_finetune": epoch, **_size(model)}
-    return save_model(model, context.model_folder), results
+    return [*save_model(model, context.model_folder), context.keep_predictions("small", found)], results
 
 
 def report(context: Context, only: str | None = None) -> str:
     """report.json, report.html and figures from what all stages left. Returns the verdict: of one target, or all."""
-    contents = summarise(context.run)
+    run = context.run
+    judged = judged_of(run)
+    contents = summarise(run, judged)
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
-        if context.run.results(f"validate {name}"):
+        if run.results(f"validate {name}"):
             found = strict.read_json(context.artifacts(target) / "latency.json", dict[str, tuple[float, ...]])
             samples |= {f"{name}, {label}": list(values) for label, values in found.items()}
-    write_report(context.run.folder, contents, context.run.log.read(), samples)
+    write_report(run.folder, contents, run.log.read(), samples, judged)
     return overall_verdict(contents, only)
 
 

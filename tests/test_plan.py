@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 from conftest import context_of, make_image_folder, tiny_config
 
-from pipeline import presets, stages
+from pipeline import plan, presets, stages
 from pipeline.config import TrainConfig, from_dict, to_dict
 from pipeline.console import about
 from pipeline.model_names import DINO_SMALL, MICRO
 from pipeline.options import configure
 from pipeline.runs import Run
-from pipeline.train import plan
 
 
 def lengths(config, images: int, *, gpu: bool) -> list[int]:

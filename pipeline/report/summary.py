@@ -4,15 +4,33 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import to_dict
+from pipeline.report import evidence, mistakes
+from pipeline.report.mistakes import Judged
 from pipeline.report.results import versions
 from pipeline.runs import Run
-from targets import TARGETS
+from targets import TARGETS, strict
 
-MEASURED = ("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1")
+MEASURED = (
+    *("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1"),
+    *("balanced_accuracy_dense", "balanced_accuracy", "epoch_dense", "epoch_finetune"),
+)
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The contents of report.json."""
+def judged_of(run: Run) -> Judged | None:
+    """What the run's models made of the validation images; None if no stage that tells has finished."""
+    models = [
+        model
+        for model, stage in (("dense", "dense"), ("small", "finetune"))
+        if str(evidence.path_of(run.folder, "val", model).relative_to(run.folder)) in run.files(stage)
+    ]
+    if not models:
+        return None
+    classes = strict.read_json(run.folder / "model" / "labels.json", tuple[str, ...])
+    return mistakes.read(run.folder, "val", classes, models)
+
+
+def summarise(run: Run, judged: Judged | None = None) -> dict[str, Any]:
+    """The contents of report.json. judged: what the models made of the validation images"""
     config, records = run.config, run.records()
     found: dict[str, Any] = {}
     for record in records.values():
@@ -35,6 +53,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "sparsity_target": config.pruning.sparsity if config.latency_ms is None else None,
         "sparsity": 1 - found["params"] / found["params_dense"] if "params" in found else None,
         **{key: found.get(key) for key in MEASURED},
+        "mistakes": mistakes.summary(judged),
         "latency_ms_target": config.latency_ms,
         "latency_ms_predicted": found.get("latency_ms_predicted"),
         "latency_profile": found.get("latency_profile"),
