@@ -137,7 +137,7 @@ def report(context: Context, only: str | None = None) -> str:
     """report.json, report.html and figures from what all stages left. Returns the verdict: of one target, or all."""
     run = context.run
     judged = judged_of(run)
-    contents = summarise(run, judged)
+    contents = {**summarise(run, judged), "epochs": {name: train.epochs for name, train in context.stages.items()}}
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
         if run.results(f"validate {name}"):

@@ -132,6 +132,7 @@ def test_the_report_tells_mistakes_from_what_the_stages_have_kept(run_copy, imag
     assert report["balanced_accuracy"] == pytest.approx(report["top1"])  # the classes have the same number of images
     assert report["balanced_accuracy_dense"] == pytest.approx(report["top1_dense"])
     assert (report["epoch_dense"], report["epoch_finetune"]) == (1, 2)
+    assert report["epochs"] == {"dense": 1, "prune": 3, "finetune": 2}
     shutil.rmtree(run_copy / "checkpoints")
     context, _ = context_of(run_copy)
     stages.report(context)
