@@ -167,9 +167,7 @@ def prune(
         int | None,
         typer.Option(help="End training, not pruning, after so many epochs without a better one.  \\[default: never]"),
     ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Train with torch.compile: pays on a GPU, in long runs.")
-    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Train what torch.compile makes of the model.")] = False,
     target: Annotated[str, typer.Option(help="The device whose rule for layer widths is kept.")] = "host",
     seed: SeedOption = 0,
     run: RunOption = None,

@@ -212,6 +212,15 @@ def test_a_teacher_is_learned_from_and_stays_as_it_is(tmp_path):
     assert not torch.equal(student.head.weight, teacher.head.weight)
 
 
+def test_the_rate_is_that_of_the_images_a_step(tmp_path):
+    """Also where the split has fewer images than a batch was to have."""
+    rates = {}
+    for size, count in ((8, 32), (16, 32), (64, 8)):
+        _, log = run(tmp_path / str(size), batch_size=size, count=count, lr=1e-3, lr_batch=16)
+        rates[size] = log[0]["lr"]
+    assert rates == {8: 5e-4, 16: 1e-3, 64: 5e-4}
+
+
 def test_an_odd_batch_cannot_be_mixed():
     TrainConfig(epochs=1, batch_size=15)
     with pytest.raises(ValueError, match="batch_size=15 must be even"):
