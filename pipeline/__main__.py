@@ -163,6 +163,14 @@ def prune(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="See every class equally often: for classes of very different sizes.")
+    ] = False,
+    early_stop: Annotated[
+        int | None,
+        typer.Option(help="End training, not pruning, after so many epochs without a better one.  \\[default: never]"),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Train what torch.compile makes of the model.")] = False,
     target: Annotated[str, typer.Option(help="The device whose rule for layer widths is kept.")] = "host",
     seed: SeedOption = 0,
     run: RunOption = None,
@@ -181,6 +189,9 @@ def prune(
         epochs={"dense": dense_epochs, "prune": epochs, "finetune": finetune_epochs},
         lr=lr,
         batch_size=batch_size,
+        balanced=balanced,
+        early_stop=early_stop,
+        compile=compile,
     )
     config = dataclasses.replace(
         config,

@@ -22,10 +22,17 @@ class TrainConfig:
 
     epochs: int
     """passes over the training split"""
+    epochs_for: int | None = None
+    """training images that `epochs` are meant for: more images get fewer, fewer images more (pipeline.plan).
+    None: `epochs` it is"""
+    cpu_share: float = 1.0
+    """share of such epochs that a machine without a GPU is given"""
     batch_size: int = 64
     """images per step and process"""
     lr: float = 5e-4
-    """peak learning rate at this batch size"""
+    """peak learning rate"""
+    lr_batch: int | None = None
+    """images per step, of all processes, that `lr` is meant for (see `lr_at`); None: `lr` it is"""
     schedule: Literal["cosine", "constant"] = "cosine"
     """shape of the learning rate after warm-up"""
     warmup_epochs: float = 0.0
@@ -40,6 +47,12 @@ class TrainConfig:
     """cutmix alpha, 0: off"""
     drop_path: float = 0.0
     """stochastic depth of the last block"""
+    balanced: bool = False
+    """every class is seen as often as any other: images of rare ones more often, of frequent ones not in every epoch"""
+    early_stop: int | None = None
+    """end after so many epochs without a better one; None: never. Not while pruning, which needs its schedule"""
+    compile: bool = False
+    """train what torch.compile makes of the model"""
     clip_grad: float = 1.0
     """largest gradient norm"""
     checkpoint_seconds: float = 60.0
@@ -56,8 +69,27 @@ class TrainConfig:
             raise ValueError(f"batch_size={self.batch_size} must be even: mixup and cutmix mix two images each")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr} must be above 0")
+        for name in ("epochs_for", "lr_batch", "early_stop"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be 1 or more")
+        if not 0 < self.cpu_share <= 1:
+            raise ValueError(f"cpu_share={self.cpu_share} must be a share above 0")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
+
+    def lr_at(self, images: int) -> float:
+        """Peak learning rate with so many images a step.
+
+        Below `lr_batch` in proportion, as DeiT has it (arXiv 2012.12877): a step of AdamW moves weights by about the
+        rate, however few images it has seen, so that an epoch still moves them as far. Above it with the square root,
+        as stochastic differential equations have it for Adam (Malladi et al., arXiv 2205.10287): the rates that were
+        measured are not far below those that fail.
+        """
+        if self.lr_batch is None:
+            return self.lr
+        ratio = images / self.lr_batch
+        return self.lr * min(ratio, math.sqrt(ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +173,8 @@ class RunConfig:
             raise ValueError(
                 f"compensate is for methods that cut in one shot; METHOD={self.method} leaves nothing to fit"
             )
+        if self.prune is not None and self.prune.early_stop is not None:
+            raise ValueError("early_stop is not for pruning: its masks move, and sharpen, until the last epoch")
         if self.model_path and self.from_scratch:
             raise ValueError("MODEL_PATH and --from-scratch exclude each other")
 

@@ -46,7 +46,8 @@ def progress(*amounts: ProgressColumn) -> Iterator:
             nonlocal shown_at
             if done == total or time.monotonic() - shown_at > 10:
                 shown_at = time.monotonic()
-                say(f"  {stage} {done}/{total}  {_figures(values)}")
+                left = f"  {about(values['left_s'])} left" if values.get("left_s") else ""
+                say(f"  {stage} {done}/{total}  {_figures(values)}{left}")
 
         yield line
         return
@@ -81,3 +82,22 @@ def print_table(rows: list[dict], columns: tuple[str, ...]) -> None:
     for row in rows:
         table.add_row(*(f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns))
     output.print(table)
+
+
+def count(number: int, what: str) -> str:
+    """A number and what is counted: 1 epoch, 1,200 steps."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def about(seconds: float) -> str:
+    """A duration as an estimate may say it, in words: no more digits than it has."""
+    if seconds < 60:
+        return "less than a minute"
+    minutes = seconds / 60
+    if minutes < 90:
+        step = 1 if minutes < 10 else 5
+        rounded = max(1, step * round(minutes / step))
+        return f"about {count(rounded, 'minute')}"
+    hours = minutes / 60
+    rounded_h = round(2 * hours) / 2 if hours < 10 else float(round(hours))
+    return f"about {rounded_h:g} hours"

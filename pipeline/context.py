@@ -3,25 +3,29 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.models import VisionTransformer
 
 from dap import Method, load_compact, save_compact
-from pipeline import models
+from pipeline import models, plan
 from pipeline.config import OWN, TrainConfig
 from pipeline.data import datasets, loader
 from pipeline.data.datasets import Dataset, Split
+from pipeline.data.index import Files
 from pipeline.data.loader import Batches, Evaluation, eval_loader, train_loader
 from pipeline.data.view import View, normalise
+from pipeline.report import evidence, mistakes
+from pipeline.report.evidence import Evidence
 from pipeline.runs import Run
 from pipeline.train import runtime
-from pipeline.train.evaluate import model_top1, predictor, top1_percent
+from pipeline.train.evaluate import Predictions, model_predictions, predictions, predictor
 from pipeline.train.loop import Progress, train
 from targets import Target
 
@@ -110,6 +114,7 @@ class Context:
             workers,
             config.in_memory,
             share=runtime.share(),
+            balanced=config.balanced,
         )
 
     def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -129,16 +134,37 @@ class Context:
         batches = eval_loader(chosen, self.view, 256, 0)
         return torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1).contiguous().numpy()
 
-    def train(self, stage: str, model: VisionTransformer, config: TrainConfig, pruner: Method | None = None) -> None:
-        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch."""
+    @property
+    def stages(self) -> dict[str, TrainConfig]:
+        """How each of the stages that train does, in order, with the epochs that the run's plan gives it."""
+        return plan.settled(self.run)
+
+    def train(self, stage: str, model: VisionTransformer, pruner: Method | None = None) -> int:
+        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch.
+
+        Returns the epoch that is kept.
+        """
+        config = self.stages[stage]
         models.set_drop_path(model, config.drop_path)
         batches = self.train_batches(config)
+        train_images, val_images = len(self.dataset.train.labels), len(self.dataset.val.labels)
+        for line in plan.told(self.run, stage, train_images):
+            self.say(line)
+        stages = list(self.stages)
+        ahead = [plan.work(self.run, later) for later in stages[stages.index(stage) + 1 :]]
+        clock = plan.Clock(
+            self.progress,
+            self.say,
+            epoch=len(batches),
+            evaluation=plan.EVALUATING * val_images / train_images,
+            ahead=sum(ahead) / plan.work(self.run, stage),
+        )
         if batches.batch_size < config.batch_size:
             count = len(self.dataset.train.labels)
             self.say(
                 f"  BATCH_SIZE={config.batch_size} is too large for {count} images: {batches.batch_size} are taken"
             )
-        train(
+        return train(
             model,
             batches,
             config,
@@ -151,20 +177,50 @@ class Context:
             pruner=pruner,
             teacher=None if stage == "dense" else self.teacher(),
             logits_alone=self.run.config.teach == "logits",
-            evaluate=lambda current: top1_percent(predictor(current, self.view), self.val_batches),
-            progress=self.progress,
+            evaluate=lambda current: predictions(predictor(current, self.view), self.val_batches),
+            progress=clock,
             say=self.say,
         )
 
-    def top1(self, model: VisionTransformer) -> float:
-        """Top-1 accuracy on the split that it is reported of, percent."""
-        return model_top1(model, self.view, self.reported_batches)
+    def predictions(self, model: VisionTransformer) -> Predictions:
+        """What a model makes of the split that accuracy is reported on."""
+        return model_predictions(model, self.view, self.reported_batches)
 
-    def accuracy(self, model: VisionTransformer, name: str) -> Results:
-        """`top1` under that name, and the same of val under NAME_val: where there is no test, they are one number."""
-        reported = self.top1(model)
-        val = reported if self.dataset.test is None else model_top1(model, self.view, self.val_batches)
-        return {name: reported, f"{name}_val": val}
+    def accuracy(self, model: VisionTransformer, name: str, suffix: str = "") -> Written:
+        """A trained model's accuracy; what it makes of the split that is reported on is kept for the report.
+
+        name: one of evidence.MODELS;  suffix: of the results' names
+        Results: top1, balanced_accuracy, and top1_val, which without a test split is top1.
+        """
+        found = self.predictions(model)
+        val = found if self.dataset.test is None else model_predictions(model, self.view, self.val_batches)
+        measured = {f"top1{suffix}": found.top1, f"balanced_accuracy{suffix}": found.balanced}
+        return [self.keep(name, found)], {**measured, f"top1{suffix}_val": val.top1}
+
+    def keep(self, name: str, found: Predictions) -> Path:
+        """Keep predictions, with the pictures that a report shows; returns the file.
+
+        name: one of evidence.MODELS; the small model is held against what is kept of the dense one
+        """
+        part = self.dataset.top1_split
+        folder, split = self.run.folder, self.dataset.splits[part]
+        beside = evidence.path_of(folder, part, "dense")
+        dense = None
+        if name == "small" and beside.exists():
+            dense = evidence.read(beside, len(self.dataset.classes))
+        kept = Evidence(labels=found.labels, predicted=found.predicted, confidence=found.confidence)
+        rows = mistakes.to_show(kept, dense)
+        chosen = split.images.chosen(rows)
+        batches = eval_loader(Split(images=chosen, labels=split.labels[rows]), self.view, 256, 0)
+        size = min(self.view.size, evidence.PICTURE)
+        pictures = np.zeros((len(rows), size, size, 3), np.uint8)
+        for row, image in enumerate(image for images, _ in batches for image in images):
+            whole = Image.fromarray(image.permute(1, 2, 0).numpy())
+            pictures[row] = np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS))
+        names = tuple(chosen.members) if isinstance(chosen, Files) else ("",) * len(rows)
+        path = evidence.path_of(folder, part, name)
+        evidence.write(path, replace(kept, rows=rows, pictures=pictures, names=names))
+        return path
 
     def teacher(self) -> VisionTransformer | None:
         """The model that pruning and fine-tuning learn from, if there is one."""

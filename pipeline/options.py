@@ -46,12 +46,32 @@ ImgSizeOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
-def configure(config, *, epochs: dict[str, int | None], lr: float | None, batch_size: int | None):
-    """`config` with the user's epochs per stage (dense 0: no reference), learning rate and batch size."""
-    shared = {key: value for key, value in (("lr", lr), ("batch_size", batch_size)) if value is not None}
+def configure(
+    config,
+    *,
+    epochs: dict[str, int | None],
+    lr: float | None,
+    batch_size: int | None,
+    balanced: bool = False,
+    early_stop: int | None = None,
+    compile: bool = False,
+):
+    """`config` with the user's epochs per stage (dense 0: no reference), learning rate, batch size and other ways.
+
+    Epochs and a learning rate that the user gives are taken as they are, whatever the images and the batch.
+    """
+    if early_stop is not None and early_stop < 1:
+        raise ValueError(f"EARLY_STOP={early_stop} must be a number of epochs, 1 or more")
+    shared: dict[str, object] = {"balanced": balanced, "compile": compile}
+    if batch_size is not None:
+        shared["batch_size"] = batch_size
+    if lr is not None:
+        shared |= {"lr": lr, "lr_batch": None}
     changes: dict[str, object] = {}
     for stage, count in epochs.items():
-        own = {**shared, **({} if count is None else {"epochs": count})}
+        own = {**shared, **({} if count is None else {"epochs": count, "epochs_for": None})}
+        if stage != "prune":
+            own["early_stop"] = early_stop
         leave_out = stage == "dense" and count == 0
         changes[stage] = None if leave_out else dataclasses.replace(getattr(config, stage), **own)
     return dataclasses.replace(config, **changes)

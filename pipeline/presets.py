@@ -14,7 +14,7 @@ from pipeline.model_names import DINO_SMALL, MICRO
 
 def digits(sparsity: float) -> RunConfig:
     """The embedded default: minutes on two CPU cores. The dense reference trains as long as pruning and fine-tuning."""
-    recipe: dict[str, Any] = dict(batch_size=16, lr=1e-3, checkpoint_seconds=15.0)
+    recipe: dict[str, Any] = dict(batch_size=16, lr=1e-3, lr_batch=16, checkpoint_seconds=15.0)
     return RunConfig(
         dataset="digits",
         model=MICRO,
@@ -29,7 +29,7 @@ def micro(dataset: str, sparsity: float) -> RunConfig:
     """The embedded small model on a data set of photographs, without a GPU: few epochs, and no mixing of images, which
     pays in long runs and for large models.
     """
-    recipe: dict[str, Any] = dict(batch_size=32, lr=5e-4)
+    recipe: dict[str, Any] = dict(batch_size=32, lr=5e-4, lr_batch=32)
     return RunConfig(
         dataset=dataset,
         model=MICRO,
@@ -40,12 +40,15 @@ def micro(dataset: str, sparsity: float) -> RunConfig:
     )
 
 
-def few_images(dataset: str, sparsity: float) -> RunConfig:
-    """A real pretrained ViT on some hundred photographs a class: the rate that its fine-tuning takes, and no mixing."""
-    recipe: dict[str, Any] = dict(batch_size=64, lr=1e-4)
+def few_images(dataset: str, model: str, sparsity: float) -> RunConfig:
+    """A real pretrained ViT on some hundred photographs a class: the rate that its fine-tuning takes, and no mixing.
+
+    Measured with DINOv2's ViT-S on 1,000 photographs (docs/results.md).
+    """
+    recipe: dict[str, Any] = dict(batch_size=64, lr=1e-4, lr_batch=64)
     return RunConfig(
         dataset=dataset,
-        model=DINO_SMALL,
+        model=model,
         pruning=PruneConfig(sparsity=sparsity),
         dense=TrainConfig(epochs=40, warmup_epochs=1, **recipe),
         prune=TrainConfig(epochs=24, warmup_epochs=1, schedule="constant", **recipe),
@@ -55,29 +58,44 @@ def few_images(dataset: str, sparsity: float) -> RunConfig:
 
 def paper(dataset: str, model: str, sparsity: float) -> RunConfig:
     """The settings of the published runs (method note, section 6): for a GPU, or for patience."""
-    batch = 64
-    lr = 5e-4 * batch / 512
-    recipe: dict[str, Any] = dict(batch_size=batch, mixup=0.8, cutmix=1.0, drop_path=0.1)
+    recipe: dict[str, Any] = dict(batch_size=64, lr=5e-4, lr_batch=512, mixup=0.8, cutmix=1.0, drop_path=0.1)
     return RunConfig(
         dataset=dataset,
         model=model,
         pruning=PruneConfig(sparsity=sparsity),
-        dense=TrainConfig(epochs=100, lr=lr, warmup_epochs=5, **recipe),
-        prune=TrainConfig(epochs=50, lr=lr, schedule="constant", **recipe),
-        finetune=TrainConfig(epochs=300, lr=lr, warmup_epochs=5, **recipe),
+        dense=TrainConfig(epochs=100, warmup_epochs=5, **recipe),
+        prune=TrainConfig(epochs=50, schedule="constant", **recipe),
+        finetune=TrainConfig(epochs=300, warmup_epochs=5, **recipe),
     )
 
 
 def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
-    """The preset that suits a data set; the model is the one asked for or the preset's own."""
+    """The preset that suits a data set; the model is the one asked for or the preset's own.
+
+    The named data sets have their recipes. A user's own folder has those that were measured on photographs, for as
+    many epochs as its images and the machine suggest.
+    """
     dataset = names.resolve(dataset)
+    own = dataset.startswith("folder:")
     if dataset == "digits":
         return replace(digits(sparsity), model=model or MICRO)
     if model and model.split(".")[0] == MICRO:
-        return micro(dataset, sparsity)
+        return _scaled(micro(dataset, sparsity), 1500) if own else micro(dataset, sparsity)
+    if own:
+        return _scaled(few_images(dataset, model or "deit_tiny_patch16_224", sparsity), 1000, cpu_share=0.5)
     if model and model.split(".")[0] == DINO_SMALL:
-        return replace(few_images(dataset, sparsity), model=model)
+        return few_images(dataset, model, sparsity)
     return paper(dataset, model or "deit_tiny_patch16_224", sparsity)
+
+
+def _scaled(config: RunConfig, images: int, cpu_share: float = 1.0) -> RunConfig:
+    """The same run with epochs that are meant for so many training images, as many as they were measured with."""
+    stages = {
+        stage: replace(train, epochs_for=images, cpu_share=cpu_share)
+        for stage in ("dense", "prune", "finetune")
+        if (train := getattr(config, stage)) is not None
+    }
+    return replace(config, **stages)
 
 
 def with_method(config: RunConfig, method: str, *, released: bool = False, **pruning: Any) -> RunConfig:
@@ -90,14 +108,17 @@ def with_method(config: RunConfig, method: str, *, released: bool = False, **pru
     assert config.prune is not None, "a preset prunes and fine-tunes"
     assert config.finetune is not None, "a preset prunes and fine-tunes"
     total = config.prune.epochs + config.finetune.epochs
+    # epochs that the user has given are kept to, even if those of the other stage were to be scaled
+    meant_for = config.prune.epochs_for if config.prune.epochs_for == config.finetune.epochs_for else None
     prune: TrainConfig | None = config.prune
     finetune: TrainConfig | None = config.finetune
     if method == "dense":
         prune = finetune = None
     elif METHODS[method].one_shot:
-        prune, finetune = None, replace(config.finetune, epochs=total, warmup_epochs=config.prune.warmup_epochs)
+        warmup = config.prune.warmup_epochs
+        prune, finetune = None, replace(config.finetune, epochs=total, epochs_for=meant_for, warmup_epochs=warmup)
     elif not METHODS[method].finetunes:
-        prune, finetune = replace(config.prune, epochs=total), None
+        prune, finetune = replace(config.prune, epochs=total, epochs_for=meant_for), None
     return replace(
         config,
         method=method,

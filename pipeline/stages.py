@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.models import VisionTransformer
 
 from dap import Method, OneShot, count_macs, count_params, load_compact, rotate_heads
-from pipeline import files, latency_budget, models, weight_files
+from pipeline import files, latency_budget, models, plan, weight_files
 from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment, overview
@@ -27,7 +27,7 @@ from pipeline.errors import EnvironmentLacks
 from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
-from pipeline.report.summary import summarise
+from pipeline.report.summary import judged_of, summarise
 from pipeline.train import checkpoints, runtime
 from pipeline.train.evaluate import predictor
 from targets import TARGETS, strict
@@ -76,8 +76,9 @@ def dense(context: Context) -> Written:
     if context.run.config.dense is None:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
-    context.train("dense", model, context.run.config.dense)
-    return save_model(model, context.checkpoints / "dense"), context.accuracy(model, "top1_dense")
+    epoch = context.train("dense", model)
+    kept, results = context.accuracy(model, "dense", "_dense")
+    return [*save_model(model, context.checkpoints / "dense"), *kept], {**results, "epoch_dense": epoch}
 
 
 def prune(context: Context) -> Written:
@@ -86,12 +87,11 @@ def prune(context: Context) -> Written:
     if isinstance(pruner, OneShot):
         pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
     else:
-        assert context.run.config.prune is not None, "a method that is no one-shot trains while it prunes"
-        context.train("prune", model, context.run.config.prune, pruner)
+        context.train("prune", model, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
     checkpoints.save(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
-    return [path], {"top1_masked": context.top1(model), "blocks": pruner.blocks()}
+    return [path], {"top1_masked": context.predictions(model).top1, "blocks": pruner.blocks()}
 
 
 def compact(context: Context) -> Written:
@@ -110,7 +110,7 @@ def compact(context: Context) -> Written:
         assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
     if context.run.config.compensate:
         _compensate(context, small, model)
-    results = {"top1_compact": context.top1(small), "compaction_error": difference}
+    results = {"top1_compact": context.predictions(small).top1, "compaction_error": difference}
     results |= latency_budget.prediction(context.run, small)
     return save_model(small, context.checkpoints / "compact"), results
 
@@ -127,20 +127,23 @@ def _compensate(context: Context, small: VisionTransformer, whole: VisionTransfo
 def finetune(context: Context) -> Written:
     """Train the small model on, if the method does that."""
     model = load_compact(context.checkpoints / "compact")
-    if context.run.config.finetune:
-        context.train("finetune", model, context.run.config.finetune)
-    return save_model(model, context.model_folder), {**context.accuracy(model, "top1"), **_size(model)}
+    epoch = context.train("finetune", model) if context.run.config.finetune else None
+    kept, results = context.accuracy(model, "small")
+    results |= {"epoch_finetune": epoch, **_size(model)}
+    return [*save_model(model, context.model_folder), *kept], results
 
 
 def report(context: Context, only: str | None = None) -> str:
     """report.json, report.html and figures from what all stages left. Returns the verdict: of one target, or all."""
-    contents = summarise(context.run)
+    run = context.run
+    judged = judged_of(run)
+    contents = {**summarise(run, judged), "epochs": {name: train.epochs for name, train in context.stages.items()}}
     samples: dict[str, list[float]] = {}
     for name, target in TARGETS.items():
-        if context.run.results(f"validate {name}"):
+        if run.results(f"validate {name}"):
             found = strict.read_json(context.artifacts(target) / "latency.json", dict[str, tuple[float, ...]])
             samples |= {f"{name}, {label}": list(values) for label, values in found.items()}
-    write_report(context.run.folder, contents, context.run.log.read(), samples)
+    write_report(run.folder, contents, run.log.read(), samples, judged)
     return overall_verdict(contents, only)
 
 
@@ -163,6 +166,8 @@ def run_training(context: Context, only: str | None = None) -> None:
     """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished."""
     config = context.run.config
     before: dict[str, str] = latency_budget.fix(context.run)
+    gpu = runtime.accelerator().device.type != "cpu"
+    before |= plan.fix(context.run, len(context.dataset.train.labels), gpu=gpu)
     if config.model_path and Path(config.model_path).exists():
         before["MODEL_PATH"] = files.digest(weight_files.file_in(Path(config.model_path)))
     if config.teacher not in (None, OWN):
@@ -258,8 +263,7 @@ def _pruned_model(
     model = load_compact(context.checkpoints / "prepared").to(device)
     if rotated and config.method in GATED:
         rotate_heads(model, (images for images, _ in context.calibration_batches(ROTATION_STEPS)))
-    training = config.prune or config.finetune
-    assert training is not None, "a method prunes or fine-tunes"
+    training = context.stages["prune" if config.prune else "finetune"]
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
     rule = TARGETS[config.target].allowed_width if config.pruning.gates == "inner" else None
     pruning, latency = latency_budget.budget_of(context.run, len(model.blocks))

@@ -93,6 +93,26 @@ def test_an_epoch_shows_every_image_once():
     assert len({image for image, _ in keys}) == 48
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_balanced_order_shows_every_class_equally_often(processes):
+    labels = np.array([0] * 40 + [1] * 15 + [2] * 5)
+    orders = [Order(60, 5, 0, 1, process, processes, labels) for process in range(processes)]
+    assert all(len(order) == 60 // (5 * processes) for order in orders)
+    epochs = [
+        [key for order in orders for keys in itertools.islice(order.starting_at(first), len(order)) for key in keys]
+        for first in (0, len(orders[0]))
+    ]
+    for keys in epochs:
+        counts = np.bincount(labels[[image for image, _ in keys]])
+        assert counts.tolist() == [20, 20, 20]
+        shown = np.bincount([image for image, _ in keys if labels[image]], minlength=60)[40:]
+        assert set(shown[:15]) == {1, 2} and set(shown[15:]) == {4}  # as evenly as can be
+        assert len(set(keys)) == len(keys)  # no copy is augmented as another one is
+    assert {image for image, _ in epochs[0]} != {image for image, _ in epochs[1]}  # frequent ones take turns
+    whole = list(itertools.islice(orders[0].starting_at(0), 9))
+    assert list(itertools.islice(orders[0].starting_at(4), 5)) == whole[4:]
+
+
 def test_a_small_split_is_one_batch_of_an_even_size_and_an_empty_one_an_error():
     for count, size in ((5, 4), (6, 6), (1, 1)):
         order = Order(count, 64, seed=0, repeats=3, process=0, processes=1)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,9 +20,10 @@ from PIL import Image
 from dap import count_params, load_compact
 from pipeline import files, models, presets, stages
 from pipeline.errors import Interrupted
+from pipeline.report import evidence
 from pipeline.runs import Run
 from pipeline.train import checkpoints
-from pipeline.train.evaluate import predictor
+from pipeline.train.evaluate import Predictions, predictor
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,6 +116,43 @@ def test_images_of_another_size_from_end_to_end(image_folder, one_format, shared
         assert Image.open(tmp_path / "artifacts/host" / golden["file"]).size == (32, 32)
     for artifact in report_of(tmp_path)["artifacts"]:
         assert artifact["parity"]["psnr_db"] > 60
+
+
+def test_the_report_tells_mistakes_from_what_the_stages_have_kept(run_copy, image_folder):
+    """Models and images may be gone by then; a run of before, which has kept nothing, still has its report."""
+    report = report_of(run_copy)
+    assert {"split": "val", "images": 18}.items() <= report["mistakes"].items()
+    assert [row["name"] for row in report["mistakes"]["classes"]] == ["across", "along", "slanted"]
+    for model, key in (("dense", "top1_dense"), ("small", "top1")):
+        found = evidence.read(evidence.path_of(run_copy, "val", model), 3)
+        assert 100 * (found.predicted == found.labels).mean() == pytest.approx(report[key])
+        assert (found.predicted != found.labels).sum() <= 12 or len(found.rows) >= 12
+        assert all((image_folder / name).is_file() for name in found.names)
+        assert found.pictures.shape[1:] == (64, 64, 3)
+    assert report["balanced_accuracy"] == pytest.approx(report["top1"])  # the classes have the same number of images
+    assert report["balanced_accuracy_dense"] == pytest.approx(report["top1_dense"])
+    assert (report["epoch_dense"], report["epoch_finetune"]) == (1, 2)
+    assert report["epochs"] == {"dense": 1, "prune": 3, "finetune": 2}
+    shutil.rmtree(run_copy / "checkpoints")
+    context, _ = context_of(run_copy)
+    stages.report(context)
+    assert report_of(run_copy)["mistakes"] == report["mistakes"]
+    assert "What it gets wrong" in (run_copy / "report.html").read_text()
+    records = json.loads((run_copy / "stages.json").read_text())
+    for record in records.values():
+        record["files"] = {name: seen for name, seen in record["files"].items() if "predictions" not in name}
+    files.write_json(run_copy / "stages.json", records)
+    stages.report(context)
+    assert report_of(run_copy)["mistakes"] is None
+
+
+def test_a_model_without_mistakes_leaves_no_pictures(run_copy):
+    context, _ = context_of(run_copy)
+    labels = context.dataset.val.labels
+    sure = Predictions(labels=labels, predicted=labels, confidence=np.ones(len(labels), np.float32))
+    for model in evidence.MODELS:
+        found = evidence.read(context.keep(model, sure), 3)
+        assert (found.predicted.tolist(), len(found.pictures)) == (labels.tolist(), 0)
 
 
 def test_nothing_is_done_twice(run_copy, one_format):

@@ -9,12 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.report import figures
+from pipeline.report import evidence, figures, mistakes
+from pipeline.report.evidence import Evidence
+from pipeline.report.mistakes import Judged
 from pipeline.report.report import (
     CHECKS,
     asked_latency,
@@ -473,3 +476,159 @@ def test_a_run_without_a_latency_says_nothing_of_one(tmp_path: Path) -> None:
 def test_the_check_of_what_was_asked_has_a_name() -> None:
     check = {"name": "latency_asked_ms_max", "limit": 1.54, "value": 1.38}
     assert describe_check(check) == ("latency p50, LATENCY_MS + 10 %", "≤ 1.54 ms", "1.38 ms")
+
+
+CLASSES = ("cat", "dog", "<script>$x_{</script>")
+LABELS = [0, 0, 0, 1, 1, 2]
+SAID_DENSE = [0, 0, 1, 1, 1, 2]
+SAID_SMALL = [0, 1, 0, 1, 2, 0]
+SURE = [0.5, 0.6, 0.5, 0.5, 0.9, 0.7]
+
+
+def made(said: list[int], /, **changes: Any) -> Evidence:
+    """What a model made of six images, with pictures of those in `rows`."""
+    rows = np.array(changes.pop("rows", []), np.int64)
+    return Evidence(
+        **{
+            "labels": np.array(LABELS),
+            "predicted": np.array(said),
+            "confidence": np.array(SURE, np.float32),
+            "rows": rows,
+            "pictures": np.full((len(rows), 8, 8, 3), 200, np.uint8),
+            "names": tuple(f"val/<b>/{row}.jpg" for row in rows),
+            **changes,
+        }
+    )
+
+
+def judged(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Judged:
+    small = made(SAID_SMALL, rows=[1, 2, 4, 5])
+    return Judged(**{"split": "val", "classes": classes, "dense": made(SAID_DENSE), "small": small, **changes})
+
+
+def test_what_pruning_broke_and_mended_is_counted_and_the_worst_come_first() -> None:
+    dense, small = made(SAID_DENSE), made(SAID_SMALL)
+    assert mistakes.worst(small).tolist() == [4, 5, 1]
+    assert mistakes.broken(dense, small).tolist() == [4, 5, 1]
+    assert mistakes.mended(dense, small).tolist() == [2]
+    assert mistakes.to_show(small, dense).tolist() == [1, 2, 4, 5]
+    assert mistakes.to_show(made(LABELS)).tolist() == []
+    assert mistakes.confusion(small, 3).tolist() == [[2, 1, 0], [0, 1, 1], [1, 0, 0]]
+    found = mistakes.summary(judged())
+    assert found is not None
+    assert (found["images"], found["broken"], found["mended"], found["split"]) == (6, 3, 1, "val")
+    assert found["classes"][0] == {"name": "cat", "images": 3, "top1_dense": pytest.approx(200 / 3),
+                                   "top1": pytest.approx(200 / 3)}  # fmt: skip
+    assert found["confused"][0] == {"true": "cat", "predicted": "dog", "images": 1}
+    assert len(found["confused"]) == 3
+    json.dumps(found, allow_nan=False)
+
+
+def test_what_was_not_measured_is_null() -> None:
+    alone = mistakes.summary(judged(small=None, classes=(*CLASSES, "of no image")))
+    assert alone is not None
+    assert (
+        alone["broken"] is alone["mended"] is alone["classes"][0]["top1"] is alone["classes"][3]["top1_dense"] is None
+    )
+    assert mistakes.summary(None) is None
+    assert set(mistakes.galleries(judged(small=None, dense=made(SAID_DENSE, rows=[2])))) == {"worst"}
+    unsure = made(SAID_SMALL, rows=[4], confidence=np.full(6, np.nan, np.float32))
+    assert mistakes.galleries(judged(small=unsure))["worst"][0].confidence is None
+
+
+def test_the_page_shows_mistakes_with_their_pictures_and_stays_self_contained(tmp_path: Path) -> None:
+    report = make_report(balanced_accuracy=91.2, balanced_accuracy_dense=95.1, epoch_dense=7, epoch_finetune=3)
+    path = write_report(tmp_path, report, make_log(), SAMPLES, judged())
+    html, page = path.read_text(encoding="utf-8"), page_of(path)
+    assert {"confusion_matrix", "top1_per_class"} <= {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert "script" not in page.tags
+    assert "b" in page.tags and "<b>/" not in html
+    assert page.tags.count("img") == 3 + 3 + 1
+    assert html.count("data:image/jpeg;base64,") == 7
+    assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", html)
+    text = " ".join(page.text.split())
+    kept = "epoch 7 of the dense reference and epoch 3 of fine-tuning"
+    told = ("Pruning broke 3", "mended 1", "taken for cat, 70 %", "The worst mistakes", "What pruning mended")
+    for shown in (*told, CLASSES[2], "91.2 %", "95.1 %", kept):
+        assert shown in text, shown
+    again = write_report(tmp_path / "again", report, make_log(), SAMPLES, judged())
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_without_predictions_the_page_has_no_part_on_mistakes(full: Path) -> None:
+    assert "What it gets wrong" not in (full / "report.html").read_text()
+
+
+def test_many_classes_have_tables_in_place_of_a_matrix(tmp_path: Path) -> None:
+    count = figures.NAMED_CLASSES + 20
+    labels = np.repeat(np.arange(count), 3)
+    wrong = np.where(np.arange(len(labels)) % 3 == 0, (labels + 1) % count, labels)
+    sure = np.ones(len(labels), np.float32)
+    dense = Evidence(labels=labels, predicted=labels, confidence=sure)
+    small = Evidence(labels=labels, predicted=wrong, confidence=sure)
+    names = tuple(f"species {number}" for number in range(count))
+    path = write_report(tmp_path, make_report(), [], {}, judged(classes=names, dense=dense, small=small))
+    text = " ".join(page_of(path).text.split())
+    assert "60 classes are too many for one; the pairs that are confused most are listed" in text
+    assert "species 0species 11" in text  # true, predicted, images
+    assert "species 03100.0 %66.7 %" in text  # images, dense, pruned
+    assert text.count("taken for") == 1  # the table's heading: no pictures were kept
+    found = mistakes.summary(judged(classes=names, dense=dense, small=small))
+    assert found is not None and len(found["confused"]) == mistakes.PAIRS
+
+
+def test_names_that_are_no_text_do_not_break_a_figure() -> None:
+    names = ("a$b$c", "\x07bell", "very " * 20, "\u732b")
+    svg = figures.to_svg(figures.confusion_matrix(np.eye(4, dtype=int), names), "x")
+    ET.fromstring(svg)
+    assert "a$b$c" in svg and "\x07" not in svg
+    ET.fromstring(figures.to_svg(figures.top1_per_class(names, [90.0, None, 0.0, 100.0], [80.0, 1.0, 0.0, 100.0]), "x"))
+    with pytest.raises(figures.MissingDataError, match="only one of the two models"):
+        figures.top1_per_class(names, [None] * 4, [1.0] * 4)
+
+
+def test_evidence_is_what_was_written_in_the_same_bytes(tmp_path: Path) -> None:
+    path = evidence.path_of(tmp_path, "val", "small")
+    evidence.write(path, made(SAID_SMALL, rows=[1, 4]))
+    found, first = evidence.read(path, 3), path.read_bytes()
+    assert found.predicted.tolist() == SAID_SMALL
+    assert (found.rows.tolist(), found.pictures.shape, found.names[0]) == ([1, 4], (2, 8, 8, 3), "val/<b>/1.jpg")
+    evidence.write(path, found)
+    assert path.read_bytes() == first
+    evidence.write(path, made(LABELS))
+    assert len(evidence.read(path, 3).rows) == 0
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"predicted": np.array([3] * 6)},
+        {"predicted": np.array([-1] * 6)},
+        {"predicted": np.array([0] * 5)},
+        {"labels": np.array(LABELS, float)},
+        {"labels": np.zeros(0, np.int64)},
+        {"confidence": np.array(["a"] * 6, dtype=object)},
+        {"rows": [6]},
+        {"pictures": np.zeros((1, 8, 8, 4), np.uint8), "rows": [1]},
+        {"names": (), "rows": [1]},
+    ],
+)
+def test_evidence_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "val-small.npz"
+    evidence.write(path, made(SAID_SMALL, **changes))
+    with pytest.raises(ValueError, match=r"val-small\.npz is damaged .* have it made anew"):
+        evidence.read(path, 3)
+
+
+def test_damaged_evidence_and_that_of_other_images_is_named(tmp_path: Path) -> None:
+    dense, small = (evidence.path_of(tmp_path, "val", model) for model in evidence.MODELS)
+    evidence.write(dense, made(SAID_DENSE))
+    evidence.write(small, made(SAID_SMALL, labels=np.array(LABELS[::-1])))
+    with pytest.raises(ValueError, match="were evaluated on different images"):
+        mistakes.read(tmp_path, "val", CLASSES, evidence.MODELS)
+    assert mistakes.read(tmp_path, "val", CLASSES, []) is None
+    for damage in (b"", dense.read_bytes()[:100]):
+        dense.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"val-dense\.npz is damaged"):
+            mistakes.read(tmp_path, "val", CLASSES, ["dense"])

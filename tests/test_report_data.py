@@ -30,7 +30,7 @@ def test_accuracy_is_reported_of_test(image_folder, tmp_path):
     [(images, labels)] = context.reported_batches
     assert len(labels) == 12 and len(context.dataset.val.labels) == 18
     predicted = predictor(model, context.view)(images).argmax(-1)
-    assert context.top1(model) == pytest.approx(100 * float((predicted == labels).float().mean()))
+    assert context.predictions(model).top1 == pytest.approx(100 * float((predicted == labels).float().mean()))
     stages.report(context)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["top1_split"], report["images_test"]) == ("test", 12)

@@ -64,12 +64,25 @@ class Order:
     Repeated augmentation is DeiT's (timm's RepeatAugSampler): an image comes `repeats` times in a row, each time with
     another seed, and the processes take turns, so the copies go to different ones. An epoch keeps its number of steps
     and leaves out other images each time. Not as there: an epoch's length is not first rounded down to 256 images.
+
+    With labels, every class has the same share of an epoch: images of a rare one come several times, each time with
+    another seed, those of a frequent one take turns between epochs.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, repeats: int, process: int, processes: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        repeats: int,
+        process: int,
+        processes: int,
+        labels: np.ndarray | None = None,
+    ) -> None:
         if count < processes:
             raise ValueError(f"the training split holds {count} images: too few for {processes} processes")
         self.count, self.seed, self.repeats = count, seed, repeats
+        self.classes = None if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
         self.process, self.processes = process, processes
         most = count // processes
         self.batch_size = batch_size if batch_size <= most else max(1, most // 2 * 2)  # even, as mixup wants it
@@ -82,13 +95,22 @@ class Order:
         while True:
             epoch, first = divmod(step, len(self))
             draw = np.random.default_rng([self.seed, epoch])
-            order, seeds = draw.permutation(self.count), draw.integers(0, 2**31, (self.count, self.repeats))
+            order, seeds = self._shuffled(draw), draw.integers(0, 2**31, (self.count, self.repeats))
             for batch in range(first, len(self)):
                 rows = batch * self.batch_size + np.arange(self.batch_size)
                 place, repeat = np.divmod(rows * self.processes + self.process, self.repeats)
                 images = order[place]
-                yield list(zip(images.tolist(), seeds[images, repeat].tolist(), strict=True))
+                own = images if self.classes is None else place  # an image that comes twice is not the same twice
+                yield list(zip(images.tolist(), seeds[own, repeat].tolist(), strict=True))
             step += len(self) - first
+
+    def _shuffled(self, draw: np.random.Generator) -> np.ndarray:
+        """(count,) the images of an epoch."""
+        if self.classes is None:
+            return draw.permutation(self.count)
+        share = -(-self.count // len(self.classes))
+        rows = [np.resize(draw.permutation(images), share) for images in self.classes]
+        return draw.permutation(np.concatenate(rows))[: self.count]
 
 
 class _Once(Picture):
@@ -233,6 +255,7 @@ def train_loader(
     in_memory: bool | None = None,
     *,
     share: Share,
+    balanced: bool = False,
 ) -> Batches:
     """The training batches of this process.
 
@@ -243,10 +266,18 @@ def train_loader(
                are of one size, no larger than the model's input (for a recipe with a crop), and take no more than
                IN_MEMORY_BYTES. On a CPU a step of training takes as long either way
     share:     of this process
+    balanced:  every class equally often
     Raises ValueError if there are too few images, or for in_memory=True where that cannot be done.
     """
+    labels = dataset.train.labels
     order = Order(
-        len(dataset.train.labels), batch_size, seed, dataset.augmentation.repeats, share.process, share.processes
+        len(labels),
+        batch_size,
+        seed,
+        dataset.augmentation.repeats,
+        share.process,
+        share.processes,
+        labels if balanced else None,
     )
     reason = obstacle(dataset, size)
     if in_memory and reason:

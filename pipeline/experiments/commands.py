@@ -280,8 +280,9 @@ def _compared(
     names.check_name(preset.dataset, data)
     assert preset.prune is not None
     assert preset.finetune is not None
-    total = (epochs or preset.prune.epochs) + (finetune_epochs or preset.finetune.epochs)
-    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}
+    epochs, finetune_epochs = epochs or preset.prune.epochs, finetune_epochs or preset.finetune.epochs
+    total = epochs + finetune_epochs
+    lengths: dict[str, int | None] = {"dense": total, "prune": epochs, "finetune": finetune_epochs}  # for all cells
     base = configure(preset, epochs=lengths, lr=lr, batch_size=batch_size)
     check_name(base.model)
     base = dataclasses.replace(

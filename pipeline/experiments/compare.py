@@ -29,7 +29,7 @@ from pipeline.files import InUse, locked
 from pipeline.methods import GATED, variant_settings
 from pipeline.presets import with_method
 from pipeline.runs import Run
-from pipeline.train.evaluate import model_top1
+from pipeline.train.evaluate import model_predictions
 from pipeline.train.loop import Progress
 from targets import strict
 
@@ -202,7 +202,7 @@ def unseen(context: Context, cell: Cell) -> tuple[float, int]:
         top1, images = context.run.results(_last_stage(cell))["top1_dense" if cell.method == "dense" else "top1"], count
         if context.spare_batches is not None and context.dataset.spare is not None:
             images += len(context.dataset.spare.labels)
-            spare = model_top1(_model(context, cell), context.view, context.spare_batches)
+            spare = model_predictions(_model(context, cell), context.view, context.spare_batches).top1
             top1 = (top1 * count + spare * (images - count)) / images
         known = Unseen(model=model, top1=top1, images=images)
         files.write_json(path, asdict(known))

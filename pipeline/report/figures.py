@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from targets import strict
+
 Line = Mapping[str, Any]
 
 INK = "#6f7782"  # text and axes; the page replaces it by its own text colour
@@ -32,7 +34,11 @@ RAMPS = {  # first to last layer, around the kind's own colour
     "mlp": LinearSegmentedColormap.from_list("mlp", ["#c23a78", "#d9731a", "#ab8c0c"]),
 }
 MARKERS = {"attn": "o", "mlp": "s"}
+WRONG = "#c23a78"
 WIDTH_IN = 8.0
+MATRIX_CLASSES, NAMED_CLASSES = 25, 40
+"""classes up to which a confusion matrix, and the names of classes, can be read"""
+NAME_LENGTH = 22
 LAYERS_PER_ROW = 12
 DASHED = (0, (5, 3))
 
@@ -198,6 +204,88 @@ def architecture(blocks: Sequence[Line], widths_dense: Sequence[int]) -> Figure:
     handles = [Patch(color=COLOURS[kind], label=label) for kind, label in named.items()]
     legend_beside_title(grid[0], [*handles, Patch(facecolor=DENSE, alpha=0.22, linewidth=0, label="removed")])
     return figure
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Images by true class (rows) and predicted class (columns): right ones green, wrong ones red, darker for more.
+
+    counts: (C, C) images. The colour is the share of the true class's images, the number the images themselves.
+    """
+    count = len(classes)
+    if count > MATRIX_CLASSES:
+        raise MissingDataError(f"{count:,} classes are too many for one; the pairs that are confused most are listed")
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shades = np.zeros((count, count, 4))
+    shades[..., :3] = to_rgb(WRONG)
+    shades[np.arange(count), np.arange(count), :3] = to_rgb(PRUNED)
+    # the square root makes a few images visible; numbers must stay legible upon the fullest colour
+    shades[..., 3] = 0.62 * np.sqrt(share)
+    figure = new_figure(min(1.3 + 0.32 * count, WIDTH_IN))
+    axes = figure.subplots()
+    style_axes(axes, "Images by true class (rows) and predicted class (columns)", grid=False)
+    axes.imshow(shades, aspect="auto", interpolation="none")
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8, color=INK)
+    names = [_short(name) for name in classes]
+    axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(count), names)
+    _as_they_are(axes)
+    return figure
+
+
+def top1_per_class(names: Sequence[str], dense: Sequence[float | None], pruned: Sequence[float | None]) -> Figure:
+    """Top-1 of every class in percent, dense beside pruned: named, those that lost most first; of many classes, points.
+
+    None where a model was not measured on a class.
+    """
+    before, after = (np.array([_number(value) for value in values]) for values in (dense, pruned))
+    known = ~np.isnan(before) & ~np.isnan(after)
+    if not known.any():
+        raise MissingDataError("only one of the two models was measured")
+    before, after, chosen = before[known], after[known], np.flatnonzero(known)
+    count = len(chosen)
+    if count > NAMED_CLASSES:
+        return _top1_points(before, after)
+    order = np.lexsort((chosen, after - before))
+    figure = new_figure(0.75 + 0.24 * count)
+    axes = figure.subplots()
+    style_axes(axes, "Top-1 by class, %", grid=False)
+    places = np.arange(count)
+    axes.hlines(places, before[order], after[order], color=INK, alpha=0.5, linewidth=1.4, zorder=1)
+    axes.scatter(before[order], places, s=34, color=DENSE, label="dense", zorder=2)
+    axes.scatter(after[order], places, s=34, color=PRUNED, marker="D", label="pruned", zorder=3)
+    axes.set_yticks(places, [_short(names[chosen[place]]) for place in order])
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.set_xlim(max(-2.0, min(before.min(), after.min()) - 6), 102)
+    axes.grid(axis="x", color=INK, alpha=0.22, linewidth=0.7)
+    axes.set_axisbelow(True)
+    _as_they_are(axes)
+    legend_beside_title(axes)
+    return figure
+
+
+def _top1_points(before: np.ndarray, after: np.ndarray) -> Figure:
+    figure = new_figure(5.0)
+    axes = figure.subplots()
+    style_axes(axes, "Top-1 of every class, %: a point above the line has gained")
+    axes.plot([0, 100], [0, 100], color=DENSE, linewidth=1.2, linestyle=DASHED)
+    axes.scatter(before, after, s=16, color=PRUNED, alpha=0.45, linewidth=0)
+    axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="dense")
+    axes.set_ylabel("pruned", color=INK, fontsize=9)
+    return figure
+
+
+def _short(name: str) -> str:
+    """A class's name as an axis has room for it, without what no text shows."""
+    name = strict.printable(name).replace("\n", " ")
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _as_they_are(axes: Axes) -> None:
+    """Tick labels are names: a dollar in them begins no formula."""
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
+    axes.tick_params(length=0)
 
 
 def latency_distribution(samples: Mapping[str, Sequence[float]]) -> Figure:

@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.files import write_json, write_text
-from pipeline.report import figures
+from pipeline.report import figures, mistakes
+from pipeline.report.mistakes import Judged
 from targets import strict
 
 Report = dict[str, Any]
@@ -45,6 +46,8 @@ CHECKS = {  # a budget's key: how it is called, unit and the factor that leads t
     "parity_psnr_db_min_reduced": ("parity PSNR", "dB", 1),
     "top1_agreement_min": ("same top-1 as the model", "%", 100),
 }
+MOST_LOST = 20
+"""classes in a table, if they are too many to name them all"""
 CHECK_WORDS = {"pass": "met", "fail": "missed", "not_measured": NOT_MEASURED}
 
 
@@ -64,16 +67,23 @@ class Comparison:
     """pruned as a share of dense, None if one of them was not measured"""
 
 
-def write_report(folder: Path, report: Report, log: list[dict[str, Any]], samples: dict[str, list[float]]) -> Path:
+def write_report(
+    folder: Path,
+    report: Report,
+    log: list[dict[str, Any]],
+    samples: dict[str, list[float]],
+    judged: Judged | None = None,
+) -> Path:
     """Write report.json, figures/*.svg and report.html into a run folder; returns the path of report.html.
 
     log:     the lines of log.jsonl
     samples: artifact -> milliseconds of every timed inference; names that hold "dense" are drawn as the reference
+    judged:  what the models made of the validation images; None: the page has no part on their mistakes
     Raises ValueError, with nothing written, if the report holds NaN or infinity.
     """
     write_json(folder / "report.json", report)
     drawn, missing = {}, {}
-    for name, draw in _figures(report, log, samples).items():
+    for name, draw in _figures(report, log, samples, judged).items():
         path = folder / "figures" / f"{name}.svg"
         try:
             svg = figures.to_svg(draw(), name)
@@ -95,6 +105,17 @@ def write_report(folder: Path, report: Report, log: list[dict[str, Any]], sample
         devices=_devices(report),
         runtimes=sorted({(a["format"], a["runtime"]) for a in report["artifacts"] if a["runtime"]}),
         pruned=_pruned(report),
+        accuracies=(accuracies := _accuracies(report)),
+        balanced=any(balanced is not None for _, _, balanced in accuracies),
+        kept=[
+            f"epoch {report[key]} of {what}"
+            for key, what in (("epoch_dense", "the dense reference"), ("epoch_finetune", "fine-tuning"))
+            if report.get(key) is not None
+        ],
+        mistakes=mistakes.summary(judged),
+        most_lost=_most_lost(judged),
+        many_classes=judged is not None and len(judged.classes) > figures.MATRIX_CLASSES,
+        galleries=mistakes.galleries(judged) if judged else {},
         drawn=drawn,
         missing=missing,
         extremes=_extremes(report["blocks"]),
@@ -296,12 +317,35 @@ def _headline(report: Report) -> Report | None:
     return next((artifact for artifact in pruned if artifact["latency_ms"]), pruned[0] if pruned else None)
 
 
+def _accuracies(report: Report) -> list[tuple[str, float | None, float | None]]:
+    """Name, top-1 and balanced accuracy of the model after every stage."""
+    return [
+        ("dense, fine-tuned", report["top1_dense"], report.get("balanced_accuracy_dense")),
+        ("pruned, masked", report["top1_masked"], None),
+        ("made compact", report["top1_compact"], None),
+        ("compact, fine-tuned", report["top1"], report.get("balanced_accuracy")),
+    ]
+
+
+def _most_lost(judged: Judged | None) -> list[Report]:
+    """The classes that pruning has cost most, if they are too many for the figure to name them."""
+    found = mistakes.summary(judged)
+    if found is None or len(found["classes"]) <= figures.NAMED_CLASSES:
+        return []
+    both = [row for row in found["classes"] if None not in (row["top1_dense"], row["top1"])]
+    lost = sorted(both, key=lambda row: row["top1"] - row["top1_dense"])
+    return [row for row in lost[:MOST_LOST] if row["top1"] < row["top1_dense"]]
+
+
 def _figures(
-    report: Report, log: Sequence[Mapping[str, Any]], samples: Mapping[str, Sequence[float]]
+    report: Report,
+    log: Sequence[Mapping[str, Any]],
+    samples: Mapping[str, Sequence[float]],
+    judged: Judged | None,
 ) -> dict[str, Callable[[], Figure]]:
     """How every figure is drawn; the keys are the file names."""
     blocks = report["blocks"]
-    return {
+    drawings: dict[str, Callable[[], Figure]] = {
         "training_curves": lambda: figures.training_curves(log, report["top1_dense_val"]),  # as the curves are
         "keep_ratio_per_block": lambda: figures.keep_ratio_per_block(blocks),
         "architecture": lambda: figures.architecture(blocks, [block["width_dense"] for block in blocks]),
@@ -309,6 +353,18 @@ def _figures(
         "bpi_over_training": lambda: figures.bpi_over_training(log),
         "latency_distribution": lambda: figures.latency_distribution(samples),
     }
+    if judged is not None:
+        counts = mistakes.confusion(judged.shown, len(judged.classes))
+        drawings["confusion_matrix"] = lambda: figures.confusion_matrix(counts, judged.classes)
+        drawings["top1_per_class"] = lambda: _top1_per_class(judged)
+    return drawings
+
+
+def _top1_per_class(judged: Judged) -> Figure:
+    found = mistakes.summary(judged)
+    assert found is not None
+    columns = ([row[key] for row in found["classes"]] for key in ("top1_dense", "top1"))
+    return figures.top1_per_class(judged.classes, *columns)
 
 
 def _extremes(blocks: Sequence[Report]) -> str:

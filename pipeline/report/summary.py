@@ -4,18 +4,39 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import to_dict
+from pipeline.report import evidence, mistakes
+from pipeline.report.mistakes import Judged
 from pipeline.report.results import versions
 from pipeline.runs import Run
-from targets import TARGETS
+from targets import TARGETS, strict
 
 MEASURED = (
     *("params_dense", "params", "macs_dense", "macs", "top1_dense", "top1_masked", "top1_compact", "top1"),
     *("top1_dense_val", "top1_val"),
+    *("balanced_accuracy_dense", "balanced_accuracy", "epoch_dense", "epoch_finetune"),
 )
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The contents of report.json."""
+def judged_of(run: Run) -> Judged | None:
+    """What the run's models made of the split that is reported on; None if no stage that tells has finished."""
+    split = _top1_split(run)
+    models = [
+        model
+        for model, stage in (("dense", "dense"), ("small", "finetune"))
+        if str(evidence.path_of(run.folder, split, model).relative_to(run.folder)) in run.files(stage)
+    ]
+    if not models:
+        return None
+    classes = strict.read_json(run.folder / "model" / "labels.json", tuple[str, ...])
+    return mistakes.read(run.folder, split, classes, models)
+
+
+def _top1_split(run: Run) -> str:
+    return str((run.results("prepare").get("data") or {}).get("top1_split", "val"))
+
+
+def summarise(run: Run, judged: Judged | None = None) -> dict[str, Any]:
+    """The contents of report.json. judged: what the models made of the split that is reported on"""
     config, records = run.config, run.records()
     found: dict[str, Any] = {}
     for record in records.values():
@@ -39,13 +60,14 @@ def summarise(run: Run) -> dict[str, Any]:
         "sparsity_target": config.pruning.sparsity if config.latency_ms is None else None,
         "sparsity": 1 - found["params"] / found["params_dense"] if "params" in found else None,
         **{key: found.get(key) for key in MEASURED},
+        "mistakes": mistakes.summary(judged),
         "latency_ms_target": config.latency_ms,
         "latency_ms_predicted": found.get("latency_ms_predicted"),
         "latency_profile": found.get("latency_profile"),
         "seconds_per_stage": {name: record.seconds for name, record in records.items() if record.seconds is not None},
         "skipped_images": found.get("skipped_images", []),
         "data": data,
-        "top1_split": data.get("top1_split", "val"),
+        "top1_split": _top1_split(run),
         "images_test": data["splits"].get("test", {}).get("images") if data else None,
         "blocks": blocks,
         "artifacts": artifacts,

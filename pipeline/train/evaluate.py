@@ -1,7 +1,10 @@
-"""Accuracy of a model, or of any callable from images to logits."""
+"""What a model, or any callable from images to logits, makes of a split; accuracy, and how sure that is."""
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,17 +14,66 @@ from pipeline.train import runtime
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
-def top1_percent(predict: Predict, batches: Iterable) -> float:
-    """Share of images whose largest logit is their class, in percent.
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The likeliest class of every image of a split, in its order."""
+
+    labels: np.ndarray
+    """(N,) int64, the true classes"""
+    predicted: np.ndarray
+    """(N,) int64"""
+    confidence: np.ndarray
+    """(N,) float32, probability that the model gives to the class that it predicts"""
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose class is predicted, percent."""
+        return 100 * int((self.predicted == self.labels).sum()) / len(self.labels)
+
+    @property
+    def balanced(self) -> float:
+        """Mean over the classes of the share of their images that is right, percent: every class counts alike."""
+        right, images = self._by_class()
+        return 100 * float((right / images).mean())
+
+    @property
+    def top1_error(self) -> float:
+        """Standard error of `top1`, points: what chance in the choice of the images alone makes of it.
+
+        Of the binomial share (right + 1) / (N + 2), so that it is not 0 where all images are right.
+        """
+        right, images = int((self.predicted == self.labels).sum()), len(self.labels)
+        share = (right + 1) / (images + 2)
+        return 100 * math.sqrt(share * (1 - share) / images)
+
+    @property
+    def balanced_error(self) -> float:
+        """Standard error of `balanced`, points."""
+        right, images = self._by_class()
+        share = (right + 1) / (images + 2)
+        return 100 * float(np.sqrt((share * (1 - share) / images).sum())) / len(images)
+
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images that are right, and all, of every class that has any."""
+        classes, rows = np.unique(self.labels, return_inverse=True)
+        right = np.bincount(rows, weights=self.predicted == self.labels, minlength=len(classes))
+        return right, np.bincount(rows, minlength=len(classes))
+
+
+def predictions(predict: Predict, batches: Iterable) -> Predictions:
+    """What `predict` makes of a split.
 
     predict: uint8 (B, 3, H, W) -> (B, C) logits
     batches: pairs of images and labels (B,)
     """
-    right = total = 0
-    for images, labels in batches:
-        right += int((predict(images).argmax(-1).cpu() == labels.cpu()).sum())
-        total += len(labels)
-    return 100 * right / total
+    parts = []
+    for images, labels_B in batches:
+        logits_BC = predict(images).float()
+        predicted_B = logits_BC.argmax(-1)  # of the logits: probabilities of several classes may be rounded to 1
+        confidence_B = logits_BC.softmax(-1).gather(-1, predicted_B[:, None])[:, 0]
+        parts.append([part.cpu().numpy() for part in (labels_B, predicted_B, confidence_B)])
+    labels, predicted, confidence = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Predictions(labels=labels, predicted=predicted, confidence=confidence)
 
 
 def predictor(model: nn.Module, view: View) -> Predict:
@@ -40,10 +92,10 @@ def predictor(model: nn.Module, view: View) -> Predict:
     return predict
 
 
-def model_top1(model: nn.Module, view: View, batches: Iterable) -> float:
-    """Top-1 accuracy in percent, on the fastest device; the model is on the CPU afterwards."""
+def model_predictions(model: nn.Module, view: View, batches: Iterable) -> Predictions:
+    """What a model makes of a split, on the fastest device; the model is on the CPU afterwards."""
     model.to(runtime.accelerator().device)
     try:
-        return top1_percent(predictor(model, view), batches)
+        return predictions(predictor(model, view), batches)
     finally:
         model.cpu()

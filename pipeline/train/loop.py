@@ -27,6 +27,8 @@ from pipeline.data.loader import Batches
 from pipeline.data.view import View, normalise
 from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.train import checkpoints, runtime
+from pipeline.train.best import Best
+from pipeline.train.evaluate import Predictions
 from pipeline.train.features import Features, correspond
 
 # Soft distillation as in arXiv 2012.12877, section 4, with its temperature and weight.
@@ -66,10 +68,10 @@ def train(
     pruner: Method | None = None,
     teacher: nn.Module | None = None,
     logits_alone: bool = False,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate: Callable[[nn.Module], Predictions] | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> None:
+) -> int:
     """Train `model` in place, from `checkpoint` if there is one; it is on the CPU afterwards.
 
     batches:  uint8 (B, 3, H, W) and int64 (B,), from any step on
@@ -77,25 +79,28 @@ def train(
     view:     mean and std that the model expects
     teacher:  model that is learned from too: its logits, and its residual stream where it corresponds
     logits_alone: learn from the teacher's logits alone
-    evaluate: top-1 accuracy in percent of the model as it stands; logged at the end of every epoch
+    evaluate: what the model as it stands makes of the validation split; its accuracy is logged after every epoch
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
     say:      told, in a line, what the user should know
+    Returns the epoch whose weights are kept: the best, as train.best has it, if there is no pruner; else the last.
     Raises Interrupted after Ctrl-C, and EnvironmentLacks if the processes that read images have died, both with a
     checkpoint written; ValueError if the loss stops being finite, which is noticed a step late but never saved.
     """
     accelerator = runtime.accelerator()
     device = accelerator.device
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay)
+    lr = config.lr_at(batches.batch_size * accelerator.num_processes)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=config.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)  # not the batches: they know their process themselves
     steps_per_epoch, bare = len(batches), accelerator.unwrap_model(model)
+    forward = runtime.compiled(model) if config.compile else model
     total = steps_per_epoch * config.epochs
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,
         num_epochs=config.epochs,
         warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # timm multiplies it by the steps of an epoch
-        warmup_lr=config.lr / 100,
-        min_lr=config.lr / 100,
+        warmup_lr=lr / 100,
+        min_lr=lr / 100,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )
@@ -110,6 +115,7 @@ def train(
         mixup = Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
         criterion = SoftTargetCrossEntropy()
 
+    best = Best(config) if evaluate is not None and pruner is None else None  # masks move: an early one is not sparse
     fields = {**dataclasses.asdict(config), "checkpoint_seconds": None}
     step = 0
     if state := checkpoints.load_latest(checkpoint, say):
@@ -120,6 +126,8 @@ def train(
             optimizer.load_state_dict(state["optimizer"])
             if pruner is not None:
                 pruner.load_state_dict(state["pruner"])
+            if best is not None:
+                best.load_state_dict(state["best"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"checkpoint {checkpoint} does not fit this model. {_BEGIN_ANEW}") from error
         step = state["step"]
@@ -144,14 +152,15 @@ def train(
 
     def save() -> None:
         state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
-                 "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None}  # fmt: skip
+                 "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None,
+                 "best": best.state_dict() if best else None}  # fmt: skip
         if accelerator.is_main_process:
             checkpoints.save(checkpoint, state)
 
     model.train()
     saved_at = time.monotonic()
     with runtime.StopRequest() as stop, contextlib.closing(batches.starting_at(step)) as stream:
-        while step < total:
+        while step < total and not (best and best.exhausted()):
             try:
                 images, labels = next(stream)
             except EnvironmentLacks:
@@ -165,7 +174,7 @@ def train(
             if mixup is not None:
                 inputs, targets = mixup(inputs, labels)
             with accelerator.autocast():
-                logits = model(inputs)
+                logits = forward(inputs)
             loss = criterion(logits.float(), targets)
             if teacher is not None:
                 with torch.inference_mode(), accelerator.autocast():
@@ -181,12 +190,16 @@ def train(
             optimizer.zero_grad()
             step += 1
             write_waiting()
-            lr = optimizer.param_groups[0]["lr"]
-            line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": lr}
+            now = optimizer.param_groups[0]["lr"]
+            line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": now}
             waiting.append((line, _Loss(loss), update))
-            if evaluate is not None and step % steps_per_epoch == 0 and accelerator.is_main_process:
-                line["top1"] = evaluate(bare)
-            if stop.set or step == total or time.monotonic() - saved_at > config.checkpoint_seconds:
+            if evaluate is not None and step % steps_per_epoch == 0:
+                found = runtime.from_main(evaluate(bare) if accelerator.is_main_process else None)
+                line |= {"top1": found.top1, "balanced_accuracy": found.balanced}
+                if best is not None:
+                    best.note(step // steps_per_epoch, found, bare)
+            over = step == total or (best is not None and best.exhausted())
+            if stop.set or over or time.monotonic() - saved_at > config.checkpoint_seconds:
                 write_waiting()
                 save()
                 saved_at = time.monotonic()
@@ -195,6 +208,11 @@ def train(
     if features is not None:
         features.remove()
     bare.cpu()
+    if best is not None and best.is_kept():
+        bare.load_state_dict(best.weights)
+        say(f"  {stage}: {best.described()}")
+        return best.epoch
+    return step // steps_per_epoch
 
 
 def distillation(logits_BC: torch.Tensor, taught_BC: torch.Tensor) -> torch.Tensor:

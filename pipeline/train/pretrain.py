@@ -13,7 +13,7 @@ from pipeline.data import datasets, loader
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.view import View
 from pipeline.train import runtime
-from pipeline.train.evaluate import model_top1
+from pipeline.train.evaluate import model_predictions
 from pipeline.train.loop import Progress, train
 
 LOST_IMAGES = 3
@@ -58,7 +58,7 @@ def pretrain(config: PretrainConfig, folder: Path, output: Path, progress: Progr
     )
 
     def accuracy() -> float:
-        return model_top1(model, view, eval_loader(dataset.val, view, 256, workers))
+        return model_predictions(model, view, eval_loader(dataset.val, view, 256, workers)).top1
 
     full = {key: value.contiguous() for key, value in model.state_dict().items()}
     top1_fp32 = accuracy()

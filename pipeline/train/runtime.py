@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from pipeline.data.loader import Share, explained
-from pipeline.errors import Interrupted
+from pipeline.errors import EnvironmentLacks, Interrupted
 
 
 def accelerator() -> Accelerator:
@@ -23,6 +25,28 @@ def share() -> Share:
     """What this process has of the training."""
     mine = accelerator()
     return Share(mine.process_index, mine.num_processes, mine.device)
+
+
+def from_main(value: Any) -> Any:
+    """What the main process has, in every process."""
+    return broadcast_object_list([value])[0]
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model compiled by PyTorch: the same weights, called `model`'s names there still.
+
+    Raises EnvironmentLacks where nothing can be compiled: it is tried.
+    """
+    device = accelerator().device
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # each backend misses its compiler in a way of its own
+        what = "Triton, which comes with PyTorch for CUDA" if device.type == "cuda" else "a C++ compiler, such as g++"
+        raise EnvironmentLacks(
+            f"COMPILE=1 needs {what}; PyTorch could not compile here ({type(error).__name__}: "
+            f"{(str(error).strip().splitlines() or [''])[0][:200]}). Install it, or leave COMPILE out"
+        ) from error
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 class StopRequest:
