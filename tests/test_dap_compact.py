@@ -1,5 +1,6 @@
 """The small model computes what the masked one computed, survives the disk, and needs nothing of the pruner."""
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -294,6 +295,9 @@ def test_the_checksum_covers_the_architecture_too(tmp_path: Path) -> None:
     save_compact(model, tmp_path)
     path = tmp_path / "architecture.json"
     good = json.loads(path.read_text())
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        noted = file.metadata()["sha256"].split()[1]
+    assert noted == hashlib.sha256(json.dumps(good, sort_keys=True).encode()).hexdigest(), "as files have it for long"
     for turned in (dict, lambda pairs: dict(reversed(pairs))):  # laid out otherwise
         path.write_text(json.dumps(json.loads(json.dumps(good), object_pairs_hook=turned)))
         load_compact(tmp_path)

@@ -244,6 +244,7 @@ def test_conditions_are_what_the_system_tells(system: Callable[[dict[str, str | 
             "class/thermal/thermal_zone1/temp": "63250",
             "class/thermal/thermal_zone2/temp": "-5000",
             "class/thermal/thermal_zone3/temp": "off",
+            "class/thermal/thermal_zone5/temp": "--7",
             "class/thermal/thermal_zone4/temp": None,
             "devices/platform/soc/soc:firmware/get_throttled": "50005",
             "class/power_supply/BAT0/capacity": "80",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.data.loader import Share, explained
+from pipeline.data.loader import Share, explain
 from pipeline.errors import Interrupted
 
 
@@ -42,5 +42,5 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         # a loader's process that has died makes itself known in the middle of whatever is being done
-        if isinstance(error, RuntimeError) and (lack := explained(error)):
-            raise lack from error
+        if isinstance(error, RuntimeError):
+            explain(error)
