@@ -46,7 +46,7 @@ def bpi_to_importance(bpi_B: Array, held_B: Amounts, dense_B: Amounts, scale: fl
     if best <= 0.0:
         return np.ones(len(bpi_B))
     # A block far more harmful than the best one is useful underflows to importance 0, as it should.
-    z_B = scale * np.maximum(bpi_B / best, -1e3)
+    z_B = scale * (bpi_B / best)
     i_B = np.logaddexp(0.0, SLOPE * z_B) - np.logaddexp(0.0, SLOPE * z_B - scale)
     i_B = np.maximum(i_B, 0.0) / np.maximum(held_B, HELD_FLOOR * dense_B)
     importance_B: Array = i_B / i_B.mean()

@@ -8,7 +8,6 @@ scale of the dense head, K^-0.5, is folded into the weights of q.
 On disk: architecture.json (sizes, self-sufficient) and weights.safetensors. Works for dense models too.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -242,8 +241,7 @@ def load_compact(folder: str | Path, device: torch.device | str = "cpu") -> Visi
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors in a file, and the checksum of the architecture that goes with them; "": none was noted."""
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    path.stat()  # raises FileNotFoundError with the file's name, which safetensors' own one lacks
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -85,7 +85,7 @@ def load_budget(path: Path, offered: Mapping[str, tuple[str, ...]]) -> dict[str,
     """
 
     def wrong(table: str, key: str, problem: str) -> ValueError:
-        line = _line(path.read_text(encoding="utf-8"), table, key)
+        line = _line(path.read_bytes().decode(), table, key)
         return ValueError(f"the budget {path}, line {line}: {problem}")
 
     try:

@@ -207,7 +207,7 @@ def conditions() -> Conditions:
     system = Path("/sys")
     governors = {_line(path) for path in system.glob("devices/system/cpu/cpu*/cpufreq/scaling_governor")} - {None}
     temperatures = [_line(path) for path in system.glob("class/thermal/thermal_zone*/temp")]
-    celsius = [int(text) / 1000 for text in temperatures if text and text.lstrip("-").isdigit()]
+    celsius = [int(text) / 1000 for text in temperatures if text and text.removeprefix("-").isdecimal()]
     flags = [_line(path) for path in system.glob("devices/platform/soc*/*firmware/get_throttled")]
     batteries = [
         f"{_line(path)} % {(_line(path.with_name('status')) or '').lower()}".strip()

@@ -125,7 +125,7 @@ def write(manifest: Manifest, path: Path) -> Path:
     content = json.dumps({"manifest_version": VERSION, **dataclasses.asdict(manifest)}, indent=2, allow_nan=False)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(content + "\n", encoding="utf-8")
+        partial.write_bytes((content + "\n").encode())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

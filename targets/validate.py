@@ -48,7 +48,7 @@ def parity(reference_logits: np.ndarray, logits: np.ndarray) -> Parity:
     if not _finite(reference).all():
         raise ValueError("the model's own logits are not finite; there is nothing to compare the artifact with")
     sound_N = np.asarray(_finite(found).all(1))
-    agreement = float((sound_N & (np.where(sound_N[:, None], found, 0).argmax(1) == reference.argmax(1))).mean())
+    agreement = float((sound_N & (found.argmax(1) == reference.argmax(1))).mean())
     if not sound_N.all():
         return Parity(psnr_db=-PSNR_CAP_DB, max_abs=LARGEST, top1_agreement=agreement)
     error = found - reference
@@ -103,8 +103,8 @@ def judge(measurements: Measurements, budget: Budget) -> list[Check]:
     A latency that is not valid counts as not measured. A value that is not finite fails.
     """
     m = measurements
-    latency, latency_reason = _trusted(m.latency, m.unmeasured)
-    dense, dense_reason = _trusted(m.latency_dense, m.unmeasured)
+    latency, latency_reason = _trusted(m.latency)
+    dense, dense_reason = _trusted(m.latency_dense)
     drop_points = None if m.top1 is None or m.top1_dense is None else 100 * (m.top1_dense - m.top1)
     share = None if m.top1 is None or not m.top1_model else m.top1 / m.top1_model
     ratio = None if latency is None or dense is None else latency.p50_ms / dense.p50_ms
@@ -118,7 +118,7 @@ def judge(measurements: Measurements, budget: Budget) -> list[Check]:
         "latency_p90_ms_max": (None if latency is None else latency.p90_bound_ms, latency_reason),
         "latency_ratio_max": (ratio, latency_reason or dense_reason),
         "size_mb_max": (None if m.size_bytes is None else m.size_bytes / 1e6, None),
-        "memory_mb_max": (m.peak_mb, m.unmeasured),
+        "memory_mb_max": (m.peak_mb, None),
         "parity_psnr_db_min": (psnr_db, None),
         "parity_psnr_db_min_reduced": (psnr_db, None),
         "top1_agreement_min": (None if m.parity is None else m.parity.top1_agreement, None),
@@ -129,8 +129,7 @@ def judge(measurements: Measurements, budget: Budget) -> list[Check]:
         if name == other:
             continue
         value, reason = values[name]
-        fits = value is not None and (value >= limit if "_min" in name else value <= limit)
-        checks.append(_check(name, limit, value, fits, reason or m.unmeasured))
+        checks.append(_check(name, limit, value, reason or m.unmeasured))
     return checks
 
 
@@ -150,12 +149,12 @@ def check_golden(
         raise ValueError(f"{name}: {expected_GC.shape} logits are expected; it takes (images, classes), all finite")
     limit = share * float(np.abs(expected_GC).max())
     if found_GC is None:
-        return _check(name, limit, None, False, unmeasured)
+        return _check(name, limit, None, unmeasured)
     if found_GC.shape != expected_GC.shape or not _finite(found_GC).all():
         reason = f"logits are {found_GC.shape}, expected {expected_GC.shape}, all finite"
         return Check(name=name, limit=limit, value=None, verdict="fail", reason=reason)
     value = float(np.abs(found_GC.astype(np.float64) - expected_GC).max())
-    return _check(name, limit, value, value <= limit, None)
+    return _check(name, limit, value, None)
 
 
 def top1(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
@@ -200,15 +199,15 @@ def _finite(logits: np.ndarray) -> np.ndarray:
     return np.abs(logits) <= LARGEST
 
 
-def _check(name: str, limit: float, value: float | None, fits: bool, reason: str | None) -> Check:
-    if value is not None and not math.isfinite(value):
-        return Check(name=name, limit=limit, value=None, verdict="fail", reason=f"{value} is no measurement")
+def _check(name: str, limit: float, value: float | None, unmeasured: str | None) -> Check:
+    """The value against a limit, the least one if its name has _min. unmeasured: why there is no value, if known."""
     if value is None:
-        reason = reason or "there is no measurement"
+        reason = unmeasured or "there is no measurement"
         return Check(name=name, limit=limit, value=None, verdict="not_measured", reason=reason)
-    return Check(
-        name=name, limit=limit, value=value, verdict="pass" if fits else "fail", reason=None if fits else reason
-    )
+    if not math.isfinite(value):
+        return Check(name=name, limit=limit, value=None, verdict="fail", reason=f"{value} is no measurement")
+    fits = value >= limit if "_min" in name else value <= limit
+    return Check(name=name, limit=limit, value=value, verdict="pass" if fits else "fail", reason=None)
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
@@ -219,8 +218,8 @@ def overall(checks: Sequence[Check]) -> Verdict:
     return "pass" if verdicts == {"pass"} else "not_measured"
 
 
-def _trusted(latency: LatencyResult | None, unmeasured: str | None) -> tuple[LatencyResult | None, str | None]:
-    """The result if it is valid; else None and the reason, if there is one."""
-    if latency is None:
-        return None, unmeasured
-    return (latency, None) if latency.valid else (None, f"latency was measured but is not valid: {latency.why_invalid}")
+def _trusted(latency: LatencyResult | None) -> tuple[LatencyResult | None, str | None]:
+    """The result if it is valid, else None; and why one that was measured is not."""
+    if latency is None or latency.valid:
+        return latency, None
+    return None, f"latency was measured but is not valid: {latency.why_invalid}"

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dap.allocate import HELD_FLOOR, blend, block_budget, bpi_to_importance, keep_ratios, narrowable, smooth
+from dap.allocate import (
+    HELD_FLOOR,
+    blend,
+    block_budget,
+    bpi_to_importance,
+    keep_ratios,
+    model_budget,
+    narrowable,
+    ratios_with_entry,
+    smooth,
+)
 
 BPI = st.lists(st.floats(-5.0, 5.0).map(lambda x: round(x, 6)), min_size=1, max_size=24).map(np.array)
 
@@ -105,6 +115,25 @@ def test_unreachable_sparsity_names_one_that_is_reachable(total: int, share: flo
     assert block_budget(total, other + 1, named) >= 0
     with pytest.raises(ValueError):
         block_budget(total, other + 1, named + 2e-4 + 2.0 / total)
+
+
+@pytest.mark.parametrize(
+    ("total", "least", "sparsity", "kept"),
+    [(1000, 0, 0.5, 500), (1000, 500, 0.5, 500), (1000, 0, 0.3333, 666), (10, 0, 0.9, 1), (10, 10, 0.0, 10)],
+)
+def test_the_budget_is_what_is_left_rounded_down(total: int, least: int, sparsity: float, kept: int) -> None:
+    """1 - 0.9 is 0.09999999999999998: of ten, one is kept all the same."""
+    assert model_budget(total, least, sparsity) == kept
+    assert block_budget(total, least, sparsity) == kept - least
+
+
+def test_among_equals_the_first_blocks_stay_and_a_budget_may_be_used_up() -> None:
+    """On every machine: without being told, NumPy sorts equals as the processor likes it."""
+    benefit_B = np.arange(24) % 2.0
+    dense_B, entry_B, none_B = np.full(24, 100), np.full(24, 60), np.zeros(24, dtype=bool)
+    ratio_B = ratios_with_entry(ones(24), benefit_B, dense_B, entry_B, none_B, 60.0 * 18)
+    np.testing.assert_array_equal(ratio_B[1::2], np.full(12, 0.6))
+    np.testing.assert_array_equal(ratio_B[::2], [0.6] * 6 + [0.0] * 6)
 
 
 def test_running_and_blended_importance_are_the_formulas() -> None:

@@ -1,5 +1,6 @@
 """The small model computes what the masked one computed, survives the disk, and needs nothing of the pruner."""
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dap.baselines.row_gates import RowGates
-from dap.compact import compact, load_compact, save_compact
+from dap.compact import build, compact, load_compact, save_compact
 from dap.config import PruneConfig
 from dap.cost import block_params, count_macs, count_params
 from dap.gates import Gates, branches_of
@@ -97,6 +98,19 @@ def test_a_block_that_is_gone_may_not_write() -> None:
         cut(tiny_vit(), "all", [{"in": [0], "width": [], "out": [1]}] * 4)
 
 
+def test_every_branch_has_its_kept_elements() -> None:
+    model = tiny_vit()
+    with pytest.raises(ValueError, match="shorter"):
+        compact(model, branches_of(model), [{"width": torch.arange(2)}] * 2)
+
+
+def test_every_block_keeps_its_own_drop_path() -> None:
+    kept = [{"width": [0]}] * 6
+    _, small = cut(tiny_vit(depth=3, drop_path_rate=0.2), "inner", kept)
+    rates = [[getattr(part, "drop_prob", 0.0) for part in (b.drop_path1, b.drop_path2)] for b in small.blocks]
+    assert rates == [[pytest.approx(rate)] * 2 for rate in (0.0, 0.1, 0.2)]
+
+
 @pytest.mark.parametrize("which", ["inner", "all"])
 @pytest.mark.parametrize("dead", list(itertools.product([0, 1], repeat=4)))
 def test_every_combination_of_branches_that_are_gone(which: str, dead: tuple[int, ...]) -> None:
@@ -159,7 +173,7 @@ def test_save_load_gives_identical_logits_and_exports(which: Any, distilled: boo
     assert not loaded.training
     assert torch.equal(logits(loaded), logits(small))
     assert architecture_of(loaded) == architecture_of(small)
-    assert architecture_of(small).to_json() == json.loads((tmp_path / "architecture.json").read_text())
+    assert (tmp_path / "architecture.json").read_text() == json.dumps(architecture_of(small).to_json(), indent=1) + "\n"
     images = torch.randn(1, 3, 16, 16)
     exported = torch.export.export(loaded, (images,)).module()
     torch.testing.assert_close(exported(images), loaded(images))
@@ -169,8 +183,8 @@ def test_save_load_gives_identical_logits_and_exports(which: Any, distilled: boo
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dense_model_is_saved_the_same_way(kind: str, tmp_path: Path) -> None:
     model = tiny_vit(**KINDS[kind], drop_path_rate=0.1, mlp_ratio=3)
-    save_compact(model, tmp_path)
-    loaded: Any = load_compact(tmp_path)
+    save_compact(model, tmp_path / "a" / "b")
+    loaded: Any = load_compact(tmp_path / "a" / "b")
     assert torch.equal(logits(loaded), logits(model))
     assert not any(isinstance(block, PrunedBlock) for block in loaded.blocks)
     assert loaded.blocks[1].drop_path1.drop_prob == pytest.approx(0.1)
@@ -226,6 +240,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     refused(folder, r"architecture\.json is damaged")
     architecture.write_text('{"format": 99}')
     refused(folder, r"architecture\.json is not a format 1")
+    save_compact(tiny_vit(), folder)
+    rewritten(weights, lambda found: {name: value for name, value in found.items() if name != "head.bias"})
+    refused(folder, r"\(weights and architecture differ in 1 tensors, the first of them 'head\.bias'\)")
     weights.unlink()
     save_compact(tiny_vit(), folder)
     weights.unlink()
@@ -262,7 +279,7 @@ def test_the_small_model_keeps_how_it_wants_its_images_and_how_it_is_trained(whi
 def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
     model: Any = tiny_vit()
     model.pretrained_cfg = {"mean": (float("nan"),) * 3}
-    with pytest.raises(ValueError, match=r"pretrained_cfg\.mean\[0\]"):
+    with pytest.raises(ValueError, match=r"^the model: pretrained_cfg\.mean\[0\]"):
         save_compact(model, tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -273,11 +290,17 @@ def rewritten(path: Path, change: Any = lambda weights: weights, metadata: dict[
 
 
 def test_the_checksum_covers_the_architecture_too(tmp_path: Path) -> None:
-    save_compact(tiny_vit(), tmp_path)
+    model: Any = tiny_vit()
+    model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "crop_pct": 0.75}
+    save_compact(model, tmp_path)
     path = tmp_path / "architecture.json"
     good = json.loads(path.read_text())
-    path.write_text(json.dumps(good))  # laid out otherwise
-    load_compact(tmp_path)
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        noted = file.metadata()["sha256"].split()[1]
+    assert noted == hashlib.sha256(json.dumps(good, sort_keys=True).encode()).hexdigest(), "as files have it for long"
+    for turned in (dict, lambda pairs: dict(reversed(pairs))):  # laid out otherwise
+        path.write_text(json.dumps(json.loads(json.dumps(good), object_pairs_hook=turned)))
+        load_compact(tmp_path)
     for key, value in (("heads", 4), ("width", 6), ("drop", 0.5)):
         bad = json.loads(json.dumps(good))
         for layer in bad["blocks"]:
@@ -324,7 +347,7 @@ def test_weights_that_are_not_numbers_are_neither_read_nor_written(value: float,
         load_compact(tmp_path)
     with torch.no_grad():
         model.head.bias[0] = value
-    with pytest.raises(ValueError, match=r"not finite in head\.bias"):
+    with pytest.raises(ValueError, match=r"^the model holds numbers that are not finite in head\.bias"):
         save_compact(model, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -335,3 +358,5 @@ def test_a_model_is_loaded_onto_a_device(tmp_path: Path) -> None:
     loaded = load_compact(tmp_path, device="meta")
     assert {tensor.device.type for tensor in (*loaded.parameters(), *loaded.buffers())} == {"meta"}
     assert loaded(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 5)
+    built = build(architecture_of(small), {name: value.to("meta") for name, value in small.state_dict().items()})
+    assert {tensor.device.type for tensor in (*built.parameters(), *built.buffers())} == {"meta"}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from targets.artifact import sha256_of
 from targets.devices.job import (
     MEMORY,
     DeviceError,
@@ -128,6 +129,7 @@ def test_logits_that_are_no_numbers_are_wrong_ones() -> None:
     result = read(told)
     assert result.top1 == 0.5
     assert result.golden_error is None
+    assert math.isnan(result.golden[1][2])  # type: ignore[arg-type]
     assert math.isnan(result.logits[0][0])  # type: ignore[arg-type]
 
 
@@ -135,9 +137,11 @@ def test_a_refused_artifact_has_no_numbers() -> None:
     nothing = {"golden": [], "logits": [], "latency": {}, "golden_error": None, "top1": None, "peak_mb": None}
     told = {**sound(), **nothing, "refused": "too new", "runtime": "", "before": {}, "after": {}}
     assert read(told).refused == "too new"
-    for change in ({"top1": 0.0}, {"peak_mb": 0.0}, {"golden": sound()["golden"]}, {"refused": ""}):
+    measured = {name: sound()[name] for name in ("golden", "logits", "latency")}
+    zeros = dict.fromkeys(("golden_error", "top1", "peak_mb"), 0.0)
+    for name, value in {**measured, **zeros, "unmeasured": {OTHER: "gone"}, "refused": ""}.items():
         with pytest.raises(DeviceError, match="refused has a reason and no measurements"):
-            read({**told, **change})
+            read({**told, name: value})
 
 
 def set_at(*keys: Any) -> Callable[[dict[str, Any], Any], None]:
@@ -177,6 +181,7 @@ NOTHING: dict[str, Any] = {"samples": 0, "samples_ms": [], "p50_ms": -1}
         (("peak_mb",), -5, "is no memory"),
         (("peak_mb",), True, "peak_mb: must be a finite number, not True"),
         (("peak_mb",), 1e12, "is no memory"),
+        (("peak_mb",), 1e6, "is no memory"),
         (("threads",), 0, "threads: must be from 1 to 4"),
         (("threads",), 5, "threads: must be from 1 to 4"),
         (("threads",), True, "threads: must be a whole number"),
@@ -185,6 +190,7 @@ NOTHING: dict[str, Any] = {"samples": 0, "samples_ms": [], "p50_ms": -1}
         (("device", "cores"), "4", "device.cores: must be a whole number"),
         (("device", "root"), True, "unknown key 'root'"),
         (("after", "throttled"), "hot", "'hot' are no flags"),
+        (("before", "throttled"), "hot", "'hot' are no flags"),
         (("after", "throttled"), 0, "after.throttled: must be text"),
         (("before", "temperature_c"), "51", "before.temperature_c: must be a finite number"),
         (("golden", 0), [[0.5], -1.0, 2.0], r"golden\[0\]\[0\]: must be a finite number"),
@@ -196,7 +202,7 @@ NOTHING: dict[str, Any] = {"samples": 0, "samples_ms": [], "p50_ms": -1}
         (("unmeasured",), {"x": "why not"}, "'x' may not be missing"),
         (("unmeasured",), {OTHER: "gone"}, "of 2 artifacts instead of 1"),
         (("refused",), "no", "refused has a reason and no measurements"),
-        (("version",), 2, "version is 2, this program reads 1"),
+        (("version",), 2, "result.json: version is 2, this program reads 1"),
         (("verdict",), "pass", "unknown key 'verdict'"),
     ],
 )
@@ -205,6 +211,27 @@ def test_what_cannot_be_true_is_refused(keys: tuple[Any, ...], value: Any, messa
     set_at(*keys)(told, value)
     with pytest.raises(DeviceError, match=rf"not whole.*({message}).*; repeat the command"):
         read(told)
+
+
+def test_the_least_that_can_be_true_is_taken() -> None:
+    told = sound()
+    told |= {"threads": 1, "peak_mb": 0.0}
+    assert (read(told).threads, read(told).peak_mb) == (1, 0.0)
+
+
+def test_samples_fit_into_the_time_that_was_measured() -> None:
+    """A hundredth and 10 ms more are allowed for: clocks differ."""
+
+    def told(last_ms: float) -> dict[str, Any]:
+        of = {**latency(1), "samples": 2, "samples_ms": [2.0, 3.0], "seconds": 0.0}
+        return {**sound(), "latency": {FILE: of, OTHER: {**of, "samples_ms": [2.0, last_ms]}}}
+
+    assert read(told(3.0)).latency[OTHER].samples_ms == (2.0, 3.0)
+    with pytest.raises(DeviceError, match="the samples take longer than the 0 s that were measured"):
+        read(told(3.005))
+    alone = sound() | {"unmeasured": {OTHER: "gone"}, "latency": {FILE: latency(100)}}
+    with pytest.raises(DeviceError, match=r"the samples take longer than the 0\.5 s that were measured"):
+        read(alone)
 
 
 @pytest.mark.parametrize("key", ["job", "file", "sha256"])
@@ -260,6 +287,18 @@ def test_it_survives_being_written_and_read(tmp_path: Path) -> None:
     assert read_result(write_result(result, tmp_path / "result.json"), JOB) == result
     with pytest.raises(DeviceError, match=r"none\.json is missing or not whole"):
         read_result(tmp_path / "none.json", JOB)
+
+
+def test_a_logit_that_is_no_number_is_written_as_none_and_no_other_number_may_be_missing(tmp_path: Path) -> None:
+    result, path = read(sound()), tmp_path / "result.json"
+    broken = dataclasses.replace(result, golden=((math.nan, 1.0, 2.0), result.golden[1]))
+    assert json.loads(write_result(broken, path).read_text())["golden"][0] == [None, 1.0, 2.0]
+    assert math.isnan(read_result(path, JOB).golden[0][0])  # type: ignore[arg-type]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_result(dataclasses.replace(result, peak_mb=math.nan), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # Any kind of damage, 10,000 times: never a traceback, and never a result without its numbers.
@@ -368,7 +407,8 @@ def check_numbers(result: DeviceResult) -> None:
             for name in ("", ".", "..", "a/b", "/a", "a\\b", "\0")
         ),
         ({"sha256": {**SHA256, "job.json": "e" * 64}}, "is no name"),
-        ({"threads": 0}, "must be at least 1"),
+        *(({name: 0}, "must be at least 1") for name in ("threads", "height", "width")),
+        ({"classes": 0, "golden": [], "labels": []}, "must be at least 1"),
         ({"threads": "4"}, "threads: must be a whole number"),
         ({"golden": [[1.0]]}, "3 logits a row"),
         ({"labels": [3]}, "labels must be from 0 to 2"),
@@ -383,3 +423,52 @@ def test_a_job_that_is_none_is_not_done(tmp_path: Path, change: dict[str, Any], 
     (tmp_path / "job.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(DeviceError, match=rf"job\.json is missing or not whole.*{message}"):
         read_job(tmp_path)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Job:
+    """The smallest job, with its files: an artifact, a golden picture and two others of 2 x 3 pixels."""
+    pictures = np.arange(3 * 2 * 3 * 3, dtype=np.uint8).reshape(3, 1, 2, 3, 3)
+    (tmp_path / FILE).write_bytes(b"artifact")
+    pictures[:1].tofile(tmp_path / "golden.u8")
+    pictures[1:].tofile(tmp_path / "images.u8")
+    sha256 = {path.name: sha256_of(path) for path in tmp_path.iterdir()}
+    sizes = {"threads": 1, "height": 2, "width": 3, "classes": 1}
+    return Job(id="1", format="tflite", files=(FILE,), sha256=sha256, **sizes, golden=((0.5,),), labels=(0, 0))
+
+
+@pytest.mark.parametrize("name", [FILE, "golden.u8", "images.u8"])
+def test_a_job_is_read_once_all_its_files_have_arrived_whole(whole: Job, tmp_path: Path, name: str) -> None:
+    write_job(whole, tmp_path)
+    assert read_job(tmp_path) == whole
+    content = bytearray((tmp_path / name).read_bytes())
+    content[3] ^= 1
+    (tmp_path / name).write_bytes(content)
+    for _ in ("changed", "missing"):
+        with pytest.raises(DeviceError, match=rf"^{name} did not arrive whole; repeat the command$"):
+            read_job(tmp_path)
+        (tmp_path / name).unlink(missing_ok=True)
+
+
+def test_a_jobs_pictures_come_one_by_one(whole: Job, tmp_path: Path) -> None:
+    golden, images = (list(whole.pictures(tmp_path, name)) for name in ("golden.u8", "images.u8"))
+    assert [picture.shape for picture in golden + images] == [(1, 2, 3, 3)] * 3
+    assert {picture.dtype for picture in golden + images} == {np.dtype(np.uint8)}
+    np.testing.assert_array_equal(np.stack(golden + images).ravel(), np.arange(54))
+    with pytest.raises(ValueError, match="read-only"):
+        images[0][:] = 0
+
+
+def test_a_job_may_have_an_artifact_and_no_pictures(whole: Job, tmp_path: Path) -> None:
+    alone = dataclasses.replace(whole, golden=(), labels=(), sha256={FILE: whole.sha256[FILE]})
+    for name in ("golden.u8", "images.u8"):
+        (tmp_path / name).unlink()
+        assert list(alone.pictures(tmp_path, name)) == []
+    write_job(alone, tmp_path)
+    assert read_job(tmp_path) == alone
+
+
+def test_a_job_of_what_is_no_number_is_not_written(whole: Job, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_job(dataclasses.replace(whole, golden=((math.nan,),)), tmp_path)
+    assert not (tmp_path / "job.json").exists()

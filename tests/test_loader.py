@@ -1,6 +1,8 @@
 """Batches: the same with any number of workers and from any step on; repeats; images in memory; what is kept."""
 
+import gc
 import itertools
+import multiprocessing
 import pickle
 import random
 import shutil
@@ -16,6 +18,7 @@ from pipeline.data.datasets import Arrays, Dataset, Split, load_dataset
 from pipeline.data.images import Picture, of_array
 from pipeline.data.loader import Order, PerImage, default_workers, eval_loader, obstacle, train_loader
 from pipeline.data.view import View, normalise
+from pipeline.errors import EnvironmentLacks
 from pipeline.train import runtime
 
 VIEW = View(size=64, crop_ratio=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -185,6 +188,30 @@ def test_an_image_that_breaks_after_the_start_is_named(image_folder, tmp_path, w
     broken.unlink()
     with pytest.raises(ValueError, match=r"train/along/3\.png"):
         batches(changed, 3, workers=workers)
+
+
+def test_shared_memory_that_is_too_small_is_told_and_no_process_is_left(dataset, monkeypatch):
+    """As the kernel answers in a worker; tests/test_pipeline.py has a real one of that size."""
+
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(EnvironmentLacks, match=r"shared memory \(/dev/shm, \d+ MiB free\) is too small"):
+        batches(dataset, 1, workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_what_nobody_expects_of_a_worker_ends_all_of_them(dataset, monkeypatch):
+    """They ignore TERM, with which Python would end them before it waits for them."""
+    monkeypatch.setattr(loader._Transformed, "__getitems__", lambda self, keys: {}["a defect"])
+    gc.disable()
+    try:
+        with pytest.raises(KeyError, match="a defect"):
+            batches(dataset, 1, workers=2)
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 def test_evaluation_gives_every_image_in_order(dataset):

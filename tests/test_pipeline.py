@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -312,11 +313,16 @@ cli.main()
 """
 
 
-def command(folder: Path, images: Path, **options) -> subprocess.Popen:
-    """`make prune` on the generated images, in a session of its own, with processes that read them."""
+def command(folder: Path, images: Path, before: Sequence[str] = (), **options) -> subprocess.Popen:
+    """`make prune` on the generated images, in a session of its own, with processes that read them.
+
+    before: what runs the command, if anything does
+    """
     code = COMMAND.format(root=str(ROOT), tests=str(ROOT / "tests"), images=str(images))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, start_new_session=True, **streams, **options)
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", code], cwd=folder, start_new_session=True, **streams, **options
+    )
 
 
 @pytest.mark.slow
@@ -343,6 +349,33 @@ def test_a_loaders_process_that_is_killed_ends_the_run_with_advice(image_folder,
     assert process.returncode == 3, said
     assert "has the memory run out?" in said
     assert "Traceback" not in said
+
+
+IN_LITTLE_SHARED_MEMORY = ["unshare", "--mount", "--map-root-user", "sh", "-c",
+                           'mount -t tmpfs -o size=100k tmpfs /dev/shm && exec "$@"', "sh"]  # fmt: skip
+"""before a command: it has a /dev/shm of its own, too small for one batch"""
+
+
+@pytest.mark.slow
+def test_shared_memory_that_is_too_small_ends_the_run_with_advice(image_folder, tmp_path):
+    """As containers have it. Without a word of its own, torch drops the batches and waits for them without end."""
+    try:
+        subprocess.run([*IN_LITTLE_SHARED_MEMORY, "true"], check=True, capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"/dev/shm cannot be mounted here: {error.stderr.strip()}")
+    process = command(tmp_path, image_folder, before=IN_LITTLE_SHARED_MEMORY)
+    try:
+        said, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 3, said
+    assert "shared memory (/dev/shm, 0 MiB free) is too small" in said
+    assert "--shm-size" in said and "repeat the command to go on" in said
+    assert "Traceback" not in said
+    assert Run.open(tmp_path / "runs" / "mine").records()["prepare"].seconds is not None
 
 
 def test_heads_are_rotated_before_they_are_masked(image_folder, tmp_path):

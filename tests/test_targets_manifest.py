@@ -68,6 +68,7 @@ def manifest(tmp_path: Path) -> Manifest:
 def test_it_reads_what_it_wrote(manifest: Manifest, tmp_path: Path) -> None:
     assert read(tmp_path / FILE_NAME) == manifest
     assert json.loads((tmp_path / FILE_NAME).read_text())["manifest_version"] == 2
+    assert (tmp_path / FILE_NAME).read_text().startswith('{\n  "manifest_version": 2,\n'), "people read it too"
     assert manifest.files[0].size_bytes == 600
     assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, "golden", "pruned.tflite", "dense.tflite"}
 
@@ -103,8 +104,8 @@ def tampered(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
         (lambda c: c["golden"][0].pop("model"), r": golden\[0\]: lacks model"),
         (lambda c: c.update(input=None), ": input: must be an object"),
         (lambda c: c.update(files=[]), "at least one"),
-        (lambda c: c.update(files=c["files"] * 2), "each file once"),
-        (lambda c: c["files"][0].update(role="spare"), "role is 'spare'"),
+        (lambda c: c.update(files=c["files"] * 2), "each file once, not pruned.tflite, dense.tflite, "),
+        (lambda c: c["files"][0].update(role="spare"), "role is 'spare', not one of pruned, dense"),
         (lambda c: c["files"][0].update(file="../secret"), "does not lie beside"),
         *(
             (lambda c, file=file: c["files"][0].update(file=file), "does not lie beside")
@@ -133,7 +134,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
     manifest: Manifest, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     tampered(change, tmp_path)
-    with pytest.raises(ValueError, match=rf"{FILE_NAME}.*{message}.*export again"):
+    with pytest.raises(ValueError, match=rf"{FILE_NAME}.*{message}.*; export again$"):
         read(tmp_path / FILE_NAME)
 
 
@@ -179,6 +180,7 @@ def test_a_folder_is_checked_file_by_file(manifest: Manifest, tmp_path: Path) ->
 def test_a_file_outside_the_folder_has_no_entry(manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="does not lie beside"):
         dataclasses.replace(manifest.files[0], file="..\\a")
+    assert dataclasses.replace(manifest.files[0], size_bytes=0).size_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,21 @@ def test_the_ratio_needs_a_valid_dense_latency() -> None:
     assert "99 needed" in str(check.reason)
 
 
+def test_a_share_has_nine_digits_and_so_has_a_drop() -> None:
+    """A limit in decimals is kept to by what differs from it by less than any accuracy can."""
+    of = measured(top1=1 / 3, top1_model=1.0, top1_dense=1.0)
+    share, drop = judge(of, Budget(top1_share_min=0.333333333, top1_drop_max_points=66.666666667))
+    assert (share.value, share.verdict) == (0.333333333, "pass")
+    assert (drop.value, drop.verdict) == (66.666666667, "pass")
+
+
+def test_what_was_measured_fails_for_itself_and_not_for_what_was_not() -> None:
+    of = measured(latency=None, unmeasured="no rpi4 device has measured it")
+    size, time = judge(of, Budget(size_mb_max=1.0, latency_p90_ms_max=9.0))[::-1]
+    assert (size.verdict, size.reason) == ("fail", None)
+    assert (time.verdict, time.reason) == ("not_measured", "no rpi4 device has measured it")
+
+
 def test_zero_is_a_value() -> None:
     (check,) = judge(measured(top1=0.0), Budget(top1_min=0.5))
     assert (check.value, check.verdict) == (0.0, "fail")
@@ -177,6 +192,7 @@ def test_top1_counts_logits_that_are_not_finite_as_wrong() -> None:
     assert top1(LOGITS, labels) == 1
     assert top1(np.where(LOGITS == 0.5, np.nan, LOGITS), labels) == 0.5
     assert top1(LOGITS, np.array([2, 0])) == 0.5
+    assert top1(np.where(LOGITS == 2, np.finfo(np.float32).max, LOGITS), labels) == 1, "the largest is a number"
 
 
 def test_parity_of_known_values() -> None:
@@ -290,6 +306,14 @@ WELL = {"governor": "ondemand", "temperature_c": 50.0, "throttled": "0x0", "batt
 )
 def test_a_device_that_was_held_back_is_known_by_its_conditions(before: dict, after: dict, reason: str) -> None:
     assert reason in str(held_back({**WELL, **before}, {**WELL, **after}))
+
+
+def test_all_that_has_held_a_device_back_is_told() -> None:
+    before, after = {"battery_saver": True, "throttled": "0x4"}, {"governor": "powersave"}
+    assert held_back({**WELL, **before}, {**WELL, **after}) == (
+        "the board was held back (flags 0x4: throttled); its battery saver was on; "
+        "its governor has changed from ondemand to powersave"
+    )
 
 
 @pytest.mark.parametrize("before", [{}, WELL, {**WELL, "throttled": "0x50000"}, {**WELL, "throttled": None}])

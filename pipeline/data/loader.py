@@ -139,7 +139,13 @@ class _Transformed(torch.utils.data.Dataset):
         except ValueError as error:
             return error
         labels = self.split.labels[[index for index, *_ in keys]]
-        return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
+        batch = torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
+        if torch.utils.data.get_worker_info():
+            # Here, where an error reaches the parent: the thread of torch that would do it otherwise prints it and
+            # drops the batch, for which the parent then waits without end.
+            for tensor in batch:
+                tensor.share_memory_()
+        return batch
 
     def batches(self, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
         """One batch for every list of keys, in that order, made by so many processes; 0: by this one."""
@@ -157,9 +163,12 @@ class _Transformed(torch.utils.data.Dataset):
                 if isinstance(batch, ValueError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if lack := explained(error):
-                raise lack from error
+        except Exception as error:
+            # An error from a worker is held by a frame of torch that it holds itself, as is the loader: both would stay
+            # until the end, when Python waits for processes that nobody has told to end.
+            error.with_traceback(None)
+            if isinstance(error, RuntimeError):
+                explain(error)
             raise
 
     def in_order(self, batch_size: int, workers: int) -> Iterator[Batch]:
@@ -313,21 +322,23 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def explained(error: RuntimeError) -> EnvironmentLacks | None:
-    """What torch's loader says of a process of its that has died, with what to do; None for any other error."""
+def explain(error: RuntimeError) -> None:
+    """Raises EnvironmentLacks, with what to do, if torch's loader says that a process of its has died or cannot go on.
+
+    It is in no variable of the caller, which its traceback holds: see _Transformed.batches.
+    """
     text = str(error)
     if "DataLoader worker" not in text:
-        return None
+        return
     if any(sign in text for sign in ("Bus error", "shared memory", "No space left", "unable to write to file")):
         free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 0
-        return EnvironmentLacks(
+        raise EnvironmentLacks(
             f"shared memory ({SHARED_MEMORY}, {free >> 20} MiB free) is too small for the processes that read images: "
             "enlarge it (docker run --shm-size=1g), or take a smaller BATCH_SIZE. What was computed is kept: repeat "
             "the command to go on"
-        )
+        ) from error
     if "killed by signal" in text or "exited unexpectedly" in text:
-        return EnvironmentLacks(
+        raise EnvironmentLacks(
             f"a process that reads images has ended ({text.splitlines()[0]}): has the memory run out? A smaller "
             "BATCH_SIZE takes less. What was computed is kept: repeat the command to go on"
-        )
-    return None
+        ) from error

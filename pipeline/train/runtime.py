@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from pipeline.data.loader import Share, explained
+from pipeline.data.loader import Share, explain
 from pipeline.errors import EnvironmentLacks, Interrupted
 
 
@@ -66,5 +66,5 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         # a loader's process that has died makes itself known in the middle of whatever is being done
-        if isinstance(error, RuntimeError) and (lack := explained(error)):
-            raise lack from error
+        if isinstance(error, RuntimeError):
+            explain(error)

@@ -158,7 +158,7 @@ class Device(Protocol):
 def write_job(job: Job, folder: Path) -> Path:
     """Write job.json; returns its path."""
     path = folder / JOB
-    path.write_text(json.dumps({"version": VERSION, **dataclasses.asdict(job)}, allow_nan=False), encoding="utf-8")
+    path.write_bytes(json.dumps({"version": VERSION, **dataclasses.asdict(job)}, allow_nan=False).encode())
     return path
 
 
@@ -181,7 +181,7 @@ def write_result(result: DeviceResult, path: Path) -> Path:
     for name in ("golden", "logits"):  # JSON has no NaN
         content[name] = [[value if math.isfinite(value) else None for value in row] for row in content[name]]
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps({"version": VERSION, **content}, allow_nan=False), encoding="utf-8")
+    partial.write_bytes(json.dumps({"version": VERSION, **content}, allow_nan=False).encode())
     os.replace(partial, path)
     return path
 
@@ -253,9 +253,9 @@ def _recomputed(result: DeviceResult, job: Job) -> DeviceResult:
         golden_error=_golden_error(golden, job),
         logits=rows_of(logits),
         top1=_top1(logits, job),
-        latency={name: restated(time, job.protocol.min_samples) for name, time in result.latency.items()}
-        if job.protocol
-        else {},
+        latency={
+            name: restated(time, job.protocol.min_samples) for name, time in result.latency.items() if job.protocol
+        },
     )
 
 
