@@ -197,19 +197,21 @@ def test_shared_memory_that_is_too_small_is_told_and_no_process_is_left(dataset,
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    others = set(multiprocessing.active_children())  # a converter that an earlier test has started stays
     with pytest.raises(EnvironmentLacks, match=r"shared memory \(/dev/shm, \d+ MiB free\) is too small"):
         batches(dataset, 1, workers=2)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_what_nobody_expects_of_a_worker_ends_all_of_them(dataset, monkeypatch):
     """They ignore TERM, with which Python would end them before it waits for them."""
     monkeypatch.setattr(loader._Transformed, "__getitems__", lambda self, keys: {}["a defect"])
+    others = set(multiprocessing.active_children())
     gc.disable()
     try:
         with pytest.raises(KeyError, match="a defect"):
             batches(dataset, 1, workers=2)
-        assert not multiprocessing.active_children()
+        assert set(multiprocessing.active_children()) <= others
     finally:
         gc.enable()
 
