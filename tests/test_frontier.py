@@ -72,6 +72,12 @@ def test_the_table_is_by_time_and_the_figure_has_a_line_for_each_lever(found):
     assert f"{MICRO} at 64 px, DAP" in drawn
 
 
+def test_methods_that_were_not_asked_for_are_not_timed(tmp_path):
+    files = [results(tmp_path / "a.json", row(), row(variant="distill"), row("uniform"))]
+    with pytest.raises(ValueError, match="no model that can be timed"):
+        frontier.frontier(files, ["dense", "uniform:distill"], say=lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("rows", "why"),
     [

@@ -232,6 +232,9 @@ def bench_latency_budget(
 @app.command("bench-frontier", epilog=EXIT_CODES)
 def bench_frontier(
     results: Annotated[str, typer.Option(help="Results files of make compare, with spaces between them.")],
+    methods: Annotated[
+        str | None, typer.Option(help="Only these: METHOD or METHOD:VARIANT.  \\[default: all]", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Results file to write; its table and figure go beside it.")] = Path(
         "docs/results/bench-frontier.json"
     ),
@@ -240,9 +243,9 @@ def bench_frontier(
     from pipeline.experiments import frontier as bench
     from pipeline.report.figures import to_svg
 
-    rows = bench.frontier([Path(name) for name in results.split()], say=console.say)
+    rows = bench.frontier([Path(name) for name in results.split()], (methods or "").split(), say=console.say)
     files.write_text(out.with_suffix(".svg"), to_svg(bench.figure(rows), out.stem))
-    _finish(out, console.make("bench-frontier", results=results), False, rows, bench.report(rows))
+    _finish(out, console.make("bench-frontier", results=results, methods=methods), False, rows, bench.report(rows))
 
 
 def _finish(out: Path, command: str, quick: bool, rows: list[dict], shown: str | tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ weights, exported as a deployment would, and timed in turn with all others.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ PRECISIONS = ("fp32", "int8-dynamic")
 Row = dict[str, Any]
 
 
-def frontier(results: Sequence[Path], *, say: Callable[[str], None]) -> list[Row]:
+def frontier(results: Sequence[Path], methods: Collection[str] = (), *, say: Callable[[str], None]) -> list[Row]:
     """One row per model and precision: its top-1 over all seeds, and the time of the first seed's on this machine.
 
+    methods: METHOD or METHOD:VARIANT that are wanted; none: all
     results: files of `make compare`; their rows tell model, image size and widths. One-shot methods' models, whose
     streams are narrower too, are left out, and told
     Raises ValueError for a file that is none of `make compare`, or holds nothing that can be timed.
@@ -39,6 +40,8 @@ def frontier(results: Sequence[Path], *, say: Callable[[str], None]) -> list[Row
                 <= row.keys()
             ):
                 raise ValueError(f"{path} is no results file of `make compare`, or of an older one: repeat its command")
+            if methods and ":".join(filter(None, (row["method"], row["variant"]))) not in methods:
+                continue
             if row["top1"] is None or (row["layers"] is None and row["method"] != "dense"):
                 say(f"  left out: {label(row)} at {row['sparsity_target']:g} in {path.name}")
                 continue
