@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from dap.compact import load_compact, save_compact
     from dap.config import PruneConfig
     from dap.cost import block_params, count_macs, count_params
+    from dap.describe import architecture_of
     from dap.method import BlockReport, MaskUpdate, Method, OneShot
     from dap.pruner import Pruner
     from dap.rotate import rotate_heads
-    from dap.skeleton import architecture_of
 
 __all__ = [
     "BlockReport",
@@ -40,7 +40,7 @@ _HOME = {
     "dap.method": ("BlockReport", "MaskUpdate", "Method", "OneShot"),
     "dap.pruner": ("Pruner",),
     "dap.rotate": ("rotate_heads",),
-    "dap.skeleton": ("architecture_of",),
+    "dap.describe": ("architecture_of",),
 }
 
 

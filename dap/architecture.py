@@ -24,7 +24,7 @@ Epsilon = Annotated[float, (1e-12, 1.0)]
 Crop = Annotated[float, (1e-3, 10.0)]
 Level = Annotated[float, (-1000.0, 1000.0)]
 Spread = Annotated[float, (1e-6, 1000.0)]
-Gelu = Literal["none", "tanh"]
+Gelu = Literal["none", "tanh", "quick"]  # exact; approximated by a tanh, as torch does; by a sigmoid, as CLIP does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,8 @@ class MlpSizes:
     """Dropout behind both layers."""
     gelu: Gelu | None = None
     """Approximation of its GELU; None: the model's."""
+    gate: Literal["first", "last"] | None = None
+    """The half of a first layer of 2 F outputs whose SiLU multiplies the other half; None: F outputs and a GELU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,28 @@ class Arguments:
     """Dropout in front of the head."""
     pos_drop_rate: Share
     """Dropout of the embedded tokens."""
+    class_token: bool = True
+    """Whether there is a class token."""
+    global_pool: Literal["token", "avg", "map"] = "token"
+    """What the head reads: the class token, the mean of the tokens, or what attention pools of them."""
+    fc_norm: bool = False
+    """Whether the last norm is behind the pooling, not in front of it."""
+    pool_include_prefix: bool = False
+    """Whether class and register tokens are pooled too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPool:
+    """Attention pooling: a latent query looks at all tokens, an MLP branch follows. Never pruned."""
+
+    heads: Size
+    """H."""
+    width: Size
+    """F, hidden units of its MLP."""
+    qkv_bias: bool
+    """Whether q, k and v have a bias."""
+    gelu: Gelu | None = None
+    """Approximation of its GELU; None: the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +165,8 @@ class Architecture:
     """Of the norm before the blocks; None: the same."""
     pretrained_cfg: Preprocessing = Preprocessing()
     """How the model wants its images."""
+    pool: AttentionPool | None = None
+    """The attention pooling of global_pool "map"."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types. Fields that have their default are left out."""
@@ -180,6 +206,14 @@ def _check_whole(architecture: Architecture) -> None:
         raise ValueError(f"blocks: {len(architecture.blocks)} layers, no more than {MOST_LAYERS} are read")
     if any(patch > size for patch, size in zip(args.patch_size, args.img_size, strict=True)):
         raise ValueError(f"args.patch_size: {args.patch_size} is larger than the image, {args.img_size}")
+    if args.global_pool == "token" and not args.class_token:
+        raise ValueError("args.global_pool: there is no class token to read")
+    if architecture.kind == "VisionTransformerDistilled" and (args.global_pool != "token" or args.fc_norm):
+        raise ValueError("args.global_pool: a distilled model's heads read tokens behind its last norm")
+    if (architecture.pool is not None) != (args.global_pool == "map"):
+        raise ValueError('pool: must be there if args.global_pool is "map", and only then')
+    if architecture.pool is not None and dim % architecture.pool.heads:
+        raise ValueError(f"pool.heads: {architecture.pool.heads} heads don't share {dim} channels")
     for i, layer in enumerate(architecture.blocks):
         for kind, sizes in (("attn", layer.attn), ("mlp", layer.mlp)):
             for key, channels in (("in", sizes.reads), ("out", sizes.writes)) if sizes is not None else ():

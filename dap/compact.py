@@ -24,8 +24,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dap.architecture import Architecture, AttentionSizes, Layer, MlpSizes, from_json, read_architecture
+from dap.describe import architecture_of
 from dap.gates import Branch
-from dap.skeleton import architecture_of, skeleton
+from dap.skeleton import skeleton
 
 ARCHITECTURE_FILE = "architecture.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -113,6 +114,8 @@ def _cut(
     else:
         side, body, first, last = "2", "mlp", "fc1", "fc2"
         rows = columns = width
+        if shape.gated:  # the halves of a GluMlp's first layer
+            rows = torch.cat([width, shape.width + width])
         scale = torch.ones(len(rows), dtype=into.weight.dtype, device=device)
     norm = f"{prefix}norm{side}" + ("" if sizes.reads is None else ".norm")
     weights[f"{norm}.weight"] = branch.norm.weight.clone()
@@ -137,6 +140,9 @@ def _constant(branch: Branch) -> Tensor:
     inner: Tensor | None = branch.into.bias
     if branch.shape.kind == "attn":
         inner = None if inner is None else inner[2 * len(inner) // 3 :]
+    elif branch.shape.gated:
+        one, other = branch.into.bias.chunk(2)
+        inner = one * branch.body.act(other) if branch.body.gate_last else branch.body.act(one) * other
     else:
         inner = branch.body.act(inner)
     constant = branch.out_of.bias.clone()

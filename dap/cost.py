@@ -38,6 +38,8 @@ class BranchShape:
     """Whether qkv has a bias; unused for an MLP, whose layers always have one."""
     layer_scale: bool
     """Whether the branch ends in a LayerScale."""
+    gated: bool = False
+    """Whether an MLP's first layer computes a gate beside every hidden unit."""
 
     def params(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
         """Parameters at these kept widths: kept inputs x kept outputs + kept outputs per linear layer, 2 D of the norm.
@@ -50,7 +52,7 @@ class BranchShape:
 
     def params_alive(self, inputs: Any, inner: Any, outputs: Any) -> Any:
         """params() while no width is 0, for integers, arrays and tensors; inner: all kept heads' channels together."""
-        into = 3 * inner if self.kind == "attn" else inner
+        into = self._into(inner)
         bias = into if self.kind == "mlp" or self.qkv_bias else 0
         cost = inputs * into + bias + inner * outputs + outputs + 2 * self.dim
         return cost + outputs if self.layer_scale else cost
@@ -59,10 +61,14 @@ class BranchShape:
         """MACs for one image at these kept widths, the attention products (2 N^2 H K) included."""
         inner = self.heads * np.asarray(width)
         inputs, outputs = np.asarray(inputs), np.asarray(outputs)
-        into = 3 * inner if self.kind == "attn" else inner
+        into = self._into(inner)
         cost = self.tokens * (inputs * into + inner * outputs)
         cost = cost + 2 * self.tokens**2 * inner if self.kind == "attn" else cost
         return np.where((inputs > 0) & (inner > 0) & (outputs > 0), cost, 0)
+
+    def _into(self, inner: Any) -> Any:
+        """Outputs of the branch's first layer."""
+        return 3 * inner if self.kind == "attn" else 2 * inner if self.gated else inner
 
     def counting(self, what: Literal["params", "macs"]) -> CostOf:
         """params or macs."""
@@ -227,6 +233,10 @@ def count_macs(model: nn.Module) -> int:
             macs += tokens * (_size(block.attn.qkv) + _size(block.attn.proj)) + 2 * tokens**2 * block.attn.attn_dim
         if block.mlp is not None:
             macs += tokens * (_size(block.mlp.fc1) + _size(block.mlp.fc2))
+    if vit.attn_pool is not None:
+        pool, pooled = vit.attn_pool, tokens if vit.pool_include_prefix else vit.patch_embed.num_patches
+        macs += pooled * (_size(pool.kv) + 2 * vit.embed_dim) + _size(pool.q) + _size(pool.proj)
+        macs += _size(pool.mlp.fc1) + _size(pool.mlp.fc2)
     return int(macs)
 
 

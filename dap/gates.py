@@ -1,4 +1,4 @@
-"""Soft masks on a timm ViT: what may be pruned, attaching and removing the masks, and their Taylor scores.
+"""Soft masks on a timm ViT: attaching and removing the masks, and their Taylor scores.
 
 Key: B batch, N tokens, D width, H heads, K head width, F hidden units, E elements of one block's gates;
 R rows (outputs) and C columns (inputs) of a linear layer.
@@ -29,11 +29,12 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import GluMlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from dap.cost import BranchShape
-from dap.skeleton import MASKS, check_storable, refuse
+from dap.supported import MASKS, check_storable, refuse
 
 Side = Literal["rows", "cols"]
 
@@ -52,6 +53,19 @@ def check_prunable(model: nn.Module) -> VisionTransformer:
     return cast(VisionTransformer, model)
 
 
+def check_rivals(model: nn.Module, method: str) -> VisionTransformer:
+    """check_prunable() for the methods DAP is compared with, which are kept as published: for a DeiT.
+
+    Raises ValueError also for a model whose head reads no class token, or with gated MLPs.
+    """
+    vit: Any = check_prunable(model)
+    if vit.global_pool != "token":
+        raise ValueError(f"{method} works on models whose head reads the class token; this one pools the tokens")
+    if any(isinstance(block.mlp, GluMlp) for block in vit.blocks):
+        raise ValueError(f"{method} works on models with plain MLPs; this one's are gated")
+    return cast(VisionTransformer, model)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Branch:
     """One residual branch of a dense model: what the method calls a block."""
@@ -63,7 +77,7 @@ class Branch:
     norm: nn.LayerNorm
     """LayerNorm in front."""
     body: Any
-    """timm's Attention or Mlp."""
+    """timm's Attention, Mlp or GluMlp."""
     gamma: Tensor | None
     """(D,) LayerScale behind, if there is one."""
 
@@ -88,7 +102,7 @@ def branches_of(model: VisionTransformer) -> list[Branch]:
         mlp: Any = block.mlp
         kinds: list[tuple[Literal["attn", "mlp"], Any, Any, nn.Module, int, int]] = [
             ("attn", attn, block.norm1, block.ls1, attn.num_heads, attn.head_dim),
-            ("mlp", mlp, block.norm2, block.ls2, 1, mlp.fc1.out_features),
+            ("mlp", mlp, block.norm2, block.ls2, 1, mlp.fc2.in_features),
         ]
         for kind, body, norm, scale, heads, width in kinds:
             gamma = scale.gamma if isinstance(scale, LayerScale) else None
@@ -100,6 +114,7 @@ def branches_of(model: VisionTransformer) -> list[Branch]:
                 tokens=tokens,
                 qkv_bias=kind == "attn" and body.qkv.bias is not None,
                 layer_scale=gamma is not None,
+                gated=isinstance(body, GluMlp),
             )
             found.append(Branch(name=f"{kind} {i}", shape=shape, norm=norm, body=body, gamma=gamma))
     return found
@@ -165,7 +180,7 @@ def _gates_of(branch: Branch, which: Literal["inner", "all"]) -> list[Gate]:
     into, out_of = branch.into, branch.out_of
     if shape.kind == "attn":
         width = Gate(name="width", length=shape.width, linear=into, side="rows", copies=3 * shape.heads)
-    else:  # behind the activation; for a hard mask no different from before it
+    else:  # behind the activation, and a GluMlp's product; for a hard mask no different from before them
         width = Gate(name="width", length=shape.width, linear=out_of, side="cols")
     if which == "inner":
         return [width]

@@ -116,7 +116,7 @@ class Tokens(NamedTuple):
     """What the probes see of one training step: the residual stream before every block and after the last one."""
 
     class_: list[Tensor]
-    """B + 1 of (I, D) float32, detached: the class token of all images"""
+    """B + 1 of (I, D) float32, detached: the class token of all images, or their mean token (see dap.tap)"""
     patches: list[Tensor]
     """B + 1 of (J, P, D) float32, detached: the patch tokens of some of them"""
     targets: Tensor

@@ -17,6 +17,9 @@ class TokenTap:
     Only while the tap is open, and the patch tokens of some images only; the copies are detached from the graph. Of a
     distilled model's two prefix tokens the class token is copied: the other would need probes of its own, and the paper
     has none.
+
+    The class-token probe is given what the head reads. A model that pools has nothing else for its head than the mean
+    of the tokens: there that is what the probe sees, of attention pooling too, whose own weights change as it learns.
     """
 
     LEAST_IMAGES = 8  # a small batch is not thinned below this: the probes' batch norm needs some
@@ -27,6 +30,9 @@ class TokenTap:
         self.every = every
         self._model = model
         self._prefix = model.num_prefix_tokens
+        self._pooled: int | None = None  # first of the tokens that are averaged for the head
+        if model.global_pool != "token":
+            self._pooled = 0 if model.pool_include_prefix else self._prefix
         self._batch = 0
         self._copies: list[tuple[Tensor, Tensor] | None] = [None] * (2 * len(model.blocks) + 1)
         self._hooks = []
@@ -44,7 +50,8 @@ class TokenTap:
         """own: called for the tapped model itself; a copy of it has the same hooks."""
         if self.open and own and self._model.training:
             self._batch, x_BND = len(x_BND), x_BND.detach()
-            self._copies[place] = x_BND[:, 0].clone(), x_BND[:: self._stride, self._prefix :].clone()
+            class_ = x_BND[:, 0].clone() if self._pooled is None else x_BND[:, self._pooled :].mean(1)
+            self._copies[place] = class_, x_BND[:: self._stride, self._prefix :].clone()
 
     @property
     def _stride(self) -> int:
@@ -59,6 +66,11 @@ class TokenTap:
             raise ValueError("no training forward has been seen: call model(images) in train mode before step(targets)")
         if len(targets) != self._batch:
             raise ValueError(f"{len(targets)} targets for a forward of {self._batch} images: pass the last batch's own")
+        patches = self._model.patch_embed.num_patches
+        if (seen := cast(tuple[Tensor, Tensor], self._copies[0])[1].shape[1]) != patches:  # dynamic_img_size
+            raise ValueError(
+                f"images of {seen} patches, where the model is made for {patches}: call its set_input_size() first"
+            )
         pairs = [cast(tuple[Tensor, Tensor], copy) for copy in self._copies]
         self._copies = [None] * len(self._copies)
         return Tokens(

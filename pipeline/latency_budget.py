@@ -151,7 +151,7 @@ def layers_of(small: VisionTransformer) -> Layers:
     for block in small.blocks:
         attn: Any = block.attn
         mlp: Any = block.mlp
-        layers.append((attn.head_dim if attn is not None else 0, mlp.fc1.out_features if mlp is not None else 0))
+        layers.append((attn.head_dim if attn is not None else 0, mlp.fc2.in_features if mlp is not None else 0))
     return tuple(layers)
 
 

@@ -1,10 +1,13 @@
 """Tiny seeded ViTs and a short pruning run, for the tests of dap."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import GELUTanh, QuickGELU
+from timm.layers.mlp import GluMlp
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -13,6 +16,21 @@ from dap import MaskUpdate, Method, architecture_of, load_compact, save_compact
 
 CLASSES = 5
 torch.set_num_threads(1)  # tensors this small take longer to share out than to compute
+
+
+# What timm has besides DeiT, as changes to tiny_vit; the heads of most read no class token.
+OTHERS: dict[str, dict[str, Any]] = {
+    "mean": {"class_token": False, "global_pool": "avg"},
+    "mean, norm in front": {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": True, "reg_tokens": 1},
+    "mean beside a class token": {"global_pool": "avg"},
+    "registers only": {"class_token": False, "global_pool": "avg", "reg_tokens": 2, "no_embed_class": True},
+    "SigLIP": {"class_token": False, "global_pool": "map", "act_layer": GELUTanh},
+    "attention pooling with a prefix": {"global_pool": "map", "reg_tokens": 1, "mlp_ratio": 3.55},
+    "CLIP": {"pre_norm": True, "act_layer": QuickGELU},
+    "any size": {"dynamic_img_size": True},
+    "SwiGLU": {"mlp_layer": partial(GluMlp, gate_last=False), "act_layer": torch.nn.SiLU, "init_values": 0.1},
+    "GLU, gate last": {"mlp_layer": GluMlp, "act_layer": torch.nn.SiLU},
+}
 
 
 def tiny_vit(*, distilled: bool = False, seed: int = 0, **changes: Any) -> VisionTransformer:

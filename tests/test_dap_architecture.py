@@ -13,13 +13,14 @@ from dap_models import tiny_vit
 
 from dap.architecture import MOST_BYTES, from_json, read_architecture
 from dap.compact import build, load_compact, save_compact
-from dap.skeleton import architecture_of, skeleton
+from dap.describe import architecture_of
+from dap.skeleton import skeleton
 
 # as written by the first version of the format
 MLP = {"width": 30, "in": None, "out": [0, 5], "layer_scale": True, "drop_path": 0.1, "drop": 0}
 ATTN = {"width": 5, "in": [1, 2, 9], "out": None, "layer_scale": False, "drop_path": 0.0, "heads": 2,
         "qkv_bias": True, "attn_drop": 0.0, "drop": 0.0}  # fmt: skip
-FIRST = {
+FIRST: dict[str, Any] = {
     "format": 1,
     "class": "VisionTransformer",
     "args": {"img_size": [16, 16], "patch_size": [4, 4], "in_chans": 3, "num_classes": 5, "embed_dim": 24,
@@ -105,6 +106,22 @@ def test_what_is_wrong_is_named(key: str, value: Any, named: str, tmp_path: Path
     (tmp_path / "architecture.json").write_text(json.dumps(wrong))
     with pytest.raises(ValueError, match=r"architecture\.json"):
         load_compact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "pool", "named"),
+    [
+        ({"class_token": False}, None, "no class token"),
+        ({"global_pool": "map"}, None, "pool: must be there"),
+        ({}, {"heads": 2, "width": 9, "qkv_bias": True}, "pool: must be there"),
+        ({"global_pool": "map"}, {"heads": 5, "width": 9, "qkv_bias": True}, "pool.heads"),
+        ({"global_pool": "max"}, None, "args.global_pool"),
+    ],
+)
+def test_pooling_that_cannot_be_is_named(args: dict[str, Any], pool: Any, named: str) -> None:
+    wrong = {**FIRST, "args": {**FIRST["args"], **args}, **({} if pool is None else {"pool": pool})}
+    with pytest.raises(ValueError, match=named):
+        from_json(wrong, "x")
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,22 @@ from typing import Any
 import pytest
 import timm
 import torch
-from dap_models import batches, logits, tiny_vit, train
+from dap_models import OTHERS, batches, check_survives, logits, tiny_vit, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dap.baselines.row_gates import RowGates
 from dap.compact import build, compact, load_compact, save_compact
 from dap.config import PruneConfig
 from dap.cost import block_params, count_macs, count_params
+from dap.describe import architecture_of
 from dap.gates import Gates, branches_of
 from dap.pruner import Pruner
-from dap.skeleton import PrunedBlock, architecture_of
+from dap.skeleton import PrunedBlock
 
 
 def cut(model: Any, which: Any, kept: list[dict[str, list[int]]]) -> tuple[torch.Tensor, Any]:
@@ -58,6 +61,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "deit 3": {"no_embed_class": True, "init_values": 1e-4},
     "registers": {"reg_tokens": 2},
     "first norm": {"pre_norm": True},
+    **OTHERS,
 }
 
 
@@ -180,9 +184,36 @@ def test_save_load_gives_identical_logits_and_exports(which: Any, distilled: boo
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["architecture.json", "weights.safetensors"]
 
 
+@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_vits_are_pruned_and_stored(kind: str, which: Any, tmp_path: Path) -> None:
+    model = tiny_vit(**OTHERS[kind])
+    dense = count_params(model)
+    pruner = Pruner(model, PruneConfig(sparsity=0.5, gates=which), steps_per_epoch=4, epochs=1)
+    train(model, pruner, torch.optim.SGD(model.parameters(), lr=0.01), batches(4))
+    assert all(block["bpi_class"] != 0.0 and block["bpi_patch"] != 0.0 for block in pruner.blocks())
+    pruner.harden()
+    masked = logits(model)
+    small = pruner.finalize()
+    torch.testing.assert_close(logits(small), masked, atol=1e-5, rtol=1e-5)
+    assert 0.4 * dense < count_params(small) <= 0.5 * dense
+    check_survives(small, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_costs_of_all_kinds_are_those_of_the_model(kind: str) -> None:
+    model = tiny_vit(**KINDS[kind])
+    counted = FlopCounterMode(display=False)
+    with counted, sdpa_kernel(SDPBackend.MATH):
+        model.eval()(torch.zeros(1, 3, 16, 16))
+    assert counted.get_total_flops() == 2 * count_macs(model)
+    shapes = [branch.shape for branch in branches_of(model)]
+    assert list(block_params(model).values()) == [int(s.params(s.dim, s.width, s.dim)) for s in shapes]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dense_model_is_saved_the_same_way(kind: str, tmp_path: Path) -> None:
-    model = tiny_vit(**KINDS[kind], drop_path_rate=0.1, mlp_ratio=3)
+    model = tiny_vit(**{"mlp_ratio": 3, **KINDS[kind]}, drop_path_rate=0.1)
     save_compact(model, tmp_path / "a" / "b")
     loaded: Any = load_compact(tmp_path / "a" / "b")
     assert torch.equal(logits(loaded), logits(model))

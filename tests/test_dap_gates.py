@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from dap_models import batches, logits, tiny_vit
-from timm.layers.mlp import SwiGLU
+from timm.layers.mlp import GluMlp, SwiGLU
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import Tensor, nn
 
@@ -152,9 +152,45 @@ def test_tap_reads_distilled_models_at_the_class_token_and_behind_both_prefix_to
     torch.testing.assert_close(taken.class_[0], (model.cls_token + model.pos_embed[:, :1])[0].expand(8, -1))
 
 
+@pytest.mark.parametrize("pooled", ["class and registers", "patches"])
+def test_tap_gives_the_class_probe_what_the_head_pools(pooled: str) -> None:
+    model: Any = tiny_vit(global_pool="avg", pool_include_prefix=pooled != "patches", reg_tokens=1).train()
+    tap = TokenTap(model, every=1)
+    tap.open = True
+    streams: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda module, args, out: streams.append(out))
+    images, targets = batches(1)[0]
+    model(images)
+    taken = tap.take(targets)
+    first = 0 if pooled != "patches" else 2
+    torch.testing.assert_close(taken.class_[-1], streams[0][:, first:].mean(1))
+    assert torch.equal(taken.patches[-1], streams[0][:, 2:])
+
+
+def test_images_of_another_size_than_the_models_are_named() -> None:
+    model = tiny_vit(dynamic_img_size=True).train()
+    tap = TokenTap(model, every=1)
+    tap.open = True
+    model(torch.randn(8, 3, 24, 24))
+    with pytest.raises(ValueError, match="36 patches, where the model is made for 16"):
+        tap.take(torch.arange(8))
+
+
 @pytest.mark.parametrize(
     "name",
-    ["deit_tiny_patch16_224", "deit_small_distilled_patch16_224", "vit_tiny_patch16_224", "deit_base_patch16_224"],
+    [
+        "deit_tiny_patch16_224",
+        "deit_small_distilled_patch16_224",
+        "vit_tiny_patch16_224",
+        "deit_base_patch16_224",
+        "vit_base_patch16_siglip_224",
+        "vit_so400m_patch14_siglip_gap_224",
+        "vit_base_patch16_clip_quickgelu_224",
+        "vit_giant_patch14_dinov2",
+        "vit_betwixt_patch16_reg4_gap_256",
+        "eva_large_patch14_196",
+        "test_vit",
+    ],
 )
 def test_stock_models_are_supported(name: str) -> None:
     with torch.device("meta"):
@@ -165,7 +201,11 @@ def test_stock_models_are_supported(name: str) -> None:
     ("changes", "reason"),
     [
         ({"qk_norm": True}, "qk_norm"),
-        ({"global_pool": "avg"}, "pools by 'avg'"),
+        ({"global_pool": "max"}, "pools by 'max'"),
+        ({"class_token": False, "global_pool": "prr"}, "pools by 'prr'"),
+        ({"global_pool": "avg", "final_norm": False}, "last norm is no plain LayerNorm"),
+        ({"mlp_layer": GluMlp}, "gates by GELU"),
+        ({"class_token": False, "global_pool": "map", "norm_layer": "rmsnorm"}, "norm"),
         ({"mlp_layer": SwiGLU}, "SwiGLU"),
         ({"block_fn": ParallelScalingBlock}, "ParallelScalingBlock"),
         ({"block_fn": DiffParallelScalingBlock}, "DiffParallelScalingBlock"),
@@ -175,7 +215,7 @@ def test_stock_models_are_supported(name: str) -> None:
         ({"proj_bias": False}, "without bias"),
         ({"act_layer": nn.ReLU}, "ReLU"),
         ({"norm_layer": "rmsnorm"}, "norm"),
-        ({"dynamic_img_size": True}, "dynamic"),
+        ({"dynamic_img_size": True, "dynamic_img_pad": True}, "pads images"),
         ({"patch_drop_rate": 0.1}, "drops patches"),
         ({"num_classes": 0}, "num_classes"),
         ({"pos_embed": "none"}, "position embedding"),

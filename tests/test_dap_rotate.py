@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dap_models import batches, logits, tiny_vit
+from dap_models import OTHERS, batches, logits, tiny_vit
 
 from dap.gates import branches_of
 from dap.rotate import balance, rotate_heads
@@ -13,7 +13,8 @@ def images() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"init_values": 0.1}, {"qkv_bias": False}, {"distilled": True}, {"pre_norm": True}]
+    "changes",
+    [{}, {"init_values": 0.1}, {"qkv_bias": False}, {"distilled": True}, {"pre_norm": True}, *OTHERS.values()],
 )
 def test_a_rotated_model_computes_the_same(changes):
     model = tiny_vit(**changes)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from dap_models import batches, logits, tiny_vit, train
+from dap_models import OTHERS, batches, logits, tiny_vit, train
 from torch import nn
 
 from dap.baselines.savit import Savit, SavitConfig
@@ -160,3 +160,34 @@ def test_a_model_without_a_head_is_stored_but_not_pruned(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="num_classes > 0"):
             Pruner(model, PruneConfig(), steps_per_epoch=2, epochs=1)
     assert math.prod(logits(model).shape) == 4 * 24
+
+
+@pytest.mark.parametrize("kind", [{"class_token": False, "global_pool": "avg"}, OTHERS["SwiGLU"]])
+def test_rivals_take_what_their_papers_speak_of(kind: dict[str, Any]) -> None:
+    methods: list[Callable[[], Any]] = [
+        lambda: Savit(tiny_vit(**kind), SavitConfig(), steps_per_epoch=2),
+        lambda: WDPrune(tiny_vit(**kind), WDPruneConfig(), steps_per_epoch=2, epochs=1),
+    ]
+    for method in methods:
+        with pytest.raises(ValueError, match="works on models"):
+            method()
+
+
+def pool_of_two_queries(model: Any) -> None:
+    model.attn_pool.latent = nn.Parameter(torch.zeros(1, 2, 24))
+
+
+def pool_with_norms(model: Any) -> None:
+    model.attn_pool.q_norm = nn.LayerNorm(12)
+
+
+def pool_without_mlp(model: Any) -> None:
+    model.attn_pool.mlp = None
+
+
+@pytest.mark.parametrize("change", [pool_of_two_queries, pool_with_norms, pool_without_mlp])
+def test_other_attention_pooling_is_refused(change: Callable[[Any], None]) -> None:
+    model = tiny_vit(**OTHERS["SigLIP"])
+    change(model)
+    with pytest.raises(ValueError, match="its attention pooling"):
+        check_prunable(model)

@@ -23,9 +23,10 @@ from dap.architecture import from_json
 from dap.compact import build, train_like
 from dap.config import check_number
 from dap.cost import block_params, count_params
-from dap.gates import check_prunable
+from dap.describe import architecture_of
+from dap.gates import check_rivals
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
-from dap.skeleton import architecture_of, check_storable
+from dap.supported import check_storable
 
 BATCHES = 50  # for the Taylor scores, as in the paper's runs
 MOST = 0.95  # the highest share of a layer that may go
@@ -49,7 +50,7 @@ class Isomorphic:
     def __init__(self, model: nn.Module, config: IsomorphicConfig, *, steps_per_epoch: int) -> None:
         """Raises ValueError if torch-pruning is not installed."""
         _torch_pruning()
-        self.model: VisionTransformer = check_prunable(model)
+        self.model: VisionTransformer = check_rivals(model, "Isomorphic pruning")
         self.config = config
         self.calibration_steps = min(BATCHES, steps_per_epoch)
         self._small: VisionTransformer | None = None

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from dap.compact import build, train_like
-from dap.skeleton import architecture_of
+from dap.describe import architecture_of
 
 
 def narrow(model: VisionTransformer, channels: Tensor) -> VisionTransformer:

@@ -27,7 +27,7 @@ from dap.baselines.narrow import narrow
 from dap.baselines.savit_search import Costs, evolve, select
 from dap.compact import compact
 from dap.config import check_number
-from dap.gates import Branch, branches_of, check_prunable
+from dap.gates import Branch, branches_of, check_rivals
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 Ints = NDArray[np.int64]
@@ -59,7 +59,7 @@ class Savit:
     """Prunes a timm ViT in one shot; see dap.method.OneShot. A tenth of an epoch decides."""
 
     def __init__(self, model: nn.Module, config: SavitConfig, *, steps_per_epoch: int) -> None:
-        self.model: VisionTransformer = check_prunable(model)
+        self.model: VisionTransformer = check_rivals(model, "SAViT")
         self.config = config
         self.calibration_steps = max(1, ceil(steps_per_epoch / 10))
         self._branches = branches_of(self.model)

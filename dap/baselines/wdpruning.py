@@ -26,7 +26,7 @@ from dap.baselines.row_gates import RowGates
 from dap.compact import compact
 from dap.config import check_number
 from dap.cost import count_params
-from dap.gates import branches_of, check_prunable
+from dap.gates import branches_of, check_rivals
 from dap.method import BlockReport, MaskUpdate, average_over_ranks
 
 OPEN = 10.0  # first value of every threshold: sigmoid(10) keeps everything
@@ -66,7 +66,7 @@ class WDPrune:
     """
 
     def __init__(self, model: nn.Module, config: WDPruneConfig, *, steps_per_epoch: int, epochs: int) -> None:
-        self.model: VisionTransformer = check_prunable(model)
+        self.model: VisionTransformer = check_rivals(model, "WD-Prune")
         if isinstance(model, VisionTransformerDistilled):
             raise ValueError("WD-Prune's auxiliary classifier stands for one head: use a model without distillation")
         if steps_per_epoch < 1 or epochs < 1:
