@@ -1,4 +1,4 @@
-"""Soft masks on a timm ViT: attaching and removing the masks, and their Taylor scores.
+"""Soft masks on a timm ViT: what may be pruned, attaching and removing the masks, and their Taylor scores.
 
 Key: B batch, N tokens, D width, H heads, K head width, F hidden units, E elements of one block's gates;
 R rows (outputs) and C columns (inputs) of a linear layer.

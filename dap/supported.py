@@ -77,6 +77,8 @@ def _unstorable(model: nn.Module) -> Iterator[str]:
         yield "it is being pruned; call finalize() or remove() of its pruner first"
     yield from _unstorable_heads(vit)
     if vit.attn_pool is not None:
+        if last_norm(vit) is vit.fc_norm:
+            yield "its attention pooling reads tokens that no norm has seen"
         for reason in _unstorable_pool(vit.attn_pool, vit.embed_dim, eps):
             yield f"its attention pooling {reason}"
     for i, block in enumerate(vit.blocks):

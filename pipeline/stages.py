@@ -34,8 +34,8 @@ from targets import TARGETS, strict
 from targets.artifact import RuntimeUnavailable
 from targets.devices.drivers import connect
 from targets.devices.job import DeviceError
-from targets.graph import rewrite
 from targets.latency import FULL, Protocol
+from targets.rewrite import rewrite
 
 ROTATION_STEPS = 8
 """training batches that show what attention heads compute"""

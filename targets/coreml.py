@@ -25,7 +25,8 @@ from torch import nn
 from targets import mil
 from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert
 from targets.formats import FORMATS
-from targets.graph import COREML, rewrite
+from targets.graph import COREML
+from targets.rewrite import rewrite
 
 FORMAT = FORMATS["coreml"]
 INPUT, OUTPUT = "image", "logits"

@@ -19,7 +19,8 @@ from torch import nn
 from targets import coreml, executorch_program, mil
 from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert, without_noise
 from targets.formats import FORMATS
-from targets.graph import COREML, EXECUTORCH, ExportViT, rewrite
+from targets.graph import COREML, EXECUTORCH, ExportViT
+from targets.rewrite import rewrite
 
 FORMAT = FORMATS["executorch"]
 MAX_OPS_OUTSIDE = 0
@@ -212,9 +213,10 @@ def _quantised(graph: ExportViT, calibration: np.ndarray | None) -> nn.Module:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     def is_no_norm(node: torch.fx.Node) -> bool:
-        # The mean of squares of a norm decides about everything after it; int8 is too coarse for it.
+        # The mean of squares of a norm, or a mean that is taken away, decides about everything after it; int8 is too
+        # coarse for it.
         module_path, _ = list(node.meta["nn_module_stack"].values())[-1]
-        return not module_path.endswith(".mean_square")
+        return not module_path.endswith((".mean_square", ".mean"))
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=calibration is None)
     quantizer = XNNPACKQuantizer().set_operator_type(torch.ops.aten.linear.default, config)

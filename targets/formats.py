@@ -90,7 +90,7 @@ class Export(Protocol):
     ) -> ExportInfo:
         """Write a model's artifact, in a process of its own.
 
-        model:       an nn.Module as targets.graph.rewrite takes it
+        model:       an nn.Module as targets.rewrite.rewrite takes it
         mean, std:   per channel, for pixels in 0..1
         path:        replaced in one step once the artifact is complete; its folder is made
         precision:   one of the format's

@@ -3,7 +3,7 @@
 Key: D width, H heads, K head width, F hidden units, N tokens.
 
 A model's time is taken to be a sum: base_ms and one entry of a curve per living block. Behind the last attention
-exports compute the class token alone (targets/graph.py), so blocks there, and that attention itself, have curves of
+exports compute the class token alone (targets/rewrite.py), so blocks there, and that attention itself, have curves of
 their own. pipeline/profiling.py measures them, and some whole models to see how far the sum is off.
 """
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from targets.artifact import ExportInfo, RuntimeUnavailable, convert
 from targets.formats import FORMATS
-from targets.graph import TFLITE, rewrite
+from targets.graph import TFLITE
+from targets.rewrite import rewrite
 from targets.tflite_program import NOISE
 
 FORMAT = FORMATS["tflite"]

@@ -205,6 +205,7 @@ def test_stock_models_are_supported(name: str) -> None:
         ({"class_token": False, "global_pool": "prr"}, "pools by 'prr'"),
         ({"global_pool": "avg", "final_norm": False}, "last norm is no plain LayerNorm"),
         ({"mlp_layer": GluMlp}, "gates by GELU"),
+        ({"global_pool": "map", "fc_norm": True}, "reads tokens that no norm has seen"),
         ({"class_token": False, "global_pool": "map", "norm_layer": "rmsnorm"}, "norm"),
         ({"mlp_layer": SwiGLU}, "SwiGLU"),
         ({"block_fn": ParallelScalingBlock}, "ParallelScalingBlock"),

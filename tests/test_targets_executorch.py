@@ -20,7 +20,8 @@ from torch import nn
 from targets import executorch, executorch_program, mil
 from targets.artifact import ExportInfo, Program, RuntimeUnavailable
 from targets.formats import FORMATS
-from targets.graph import EXECUTORCH, rewrite
+from targets.graph import EXECUTORCH
+from targets.rewrite import rewrite
 
 WIDTH = 64
 """enough that weights, not the graph, are most of a file"""

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from dap_models import OTHERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, Mlp, RmsNorm
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from dap.baselines.narrow import narrow
 from dap.compact import compact
 from dap.gates import branches_of
-from targets.graph import COREML, EXECUTORCH, TFLITE, Channels, rewrite
+from targets.graph import COREML, EXECUTORCH, TFLITE, Channels
+from targets.rewrite import rewrite
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDTH, HEADS = 32, 2
@@ -93,6 +95,35 @@ def snr_db(model: nn.Module) -> float:
 )
 def test_export_is_exact(model: nn.Module) -> None:
     assert snr_db(model) >= 100
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("init_values", [None, 0.1])
+def test_other_vits_are_exact(kind: str, init_values: float | None) -> None:
+    assert snr_db(vit(**{"init_values": init_values, **OTHERS[kind]})) >= 100
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_vits_are_exact_when_pruned(kind: str) -> None:
+    """Widths of all gates, and a branch that is gone."""
+    model = vit(**OTHERS[kind])
+    branches = branches_of(model)
+    kept: list[dict[str, Any]] = [
+        {"in": range(0, WIDTH, 2), "width": range(3), "out": range(1, WIDTH, 3)},
+        {"in": range(1, WIDTH, 2), "width": range(4, 21), "out": range(WIDTH)},
+        {"width": range(5)},
+        {"width": []},
+        {"width": range(1, 9)},
+        {"width": range(0, 11, 2)},
+    ]
+    indices = [{gate: torch.tensor(list(index), dtype=torch.long) for gate, index in gates.items()} for gates in kept]
+    assert snr_db(compact(model, branches, indices)) >= 100
+
+
+@pytest.mark.parametrize("form", [TFLITE, EXECUTORCH, COREML])
+def test_attention_pooling_needs_no_keys(form: Any) -> None:
+    pool: Any = rewrite(vit(**OTHERS["SigLIP"]), MEAN, STD, form).pool[1]
+    assert (pool.scores.in_features, pool.scores.out_features) == (WIDTH, HEADS)
 
 
 def test_float16_weights_for_core_ml_are_not_subnormal() -> None:
@@ -229,8 +260,10 @@ def replaced(**parts: nn.Module) -> Any:
     [
         (nn.Linear(2, 2), "Linear"),
         (vit().train(), "training mode"),
-        (vit(global_pool="avg"), "global_pool"),
-        (vit(pre_norm=True), "norm_pre"),
+        (vit(global_pool="max"), "global_pool"),
+        (vit(global_pool="map", fc_norm=True), "fc_norm"),
+        (vit(pre_norm=True, norm_layer=RmsNorm), "norm.*RmsNorm"),
+        (vit(dynamic_img_size=True, dynamic_img_pad=True), "patch_embed"),
         (vit(qk_norm=True), r"blocks\.0\.attn"),
         (vit(scale_mlp_norm=True), r"blocks\.0\.mlp"),
         (vit(num_classes=0), "head"),
