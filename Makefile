@@ -13,7 +13,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 # Two processes share the test files, in order: much of a test's time is waiting, and what a file needs is made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-VERBS := demo data prune profile deploy app stage pretrain compare paper-table \
+VERBS := demo data prune profile deploy app stage pretrain compare paper-table models \
 	bench-step bench-loader bench-export bench-latency-budget bench-frontier
 .PHONY: help env $(VERBS) test check format lock
 
@@ -44,6 +44,7 @@ stage: ## run one stage of a run alone: STAGE=compact
 pretrain: ## train the embedded model's weights: DATA=folder:PATH
 compare: ## every method side by side: the table
 paper-table: ## the published table, and what it takes to make it again
+models: ## which of timm's ViTs can be pruned, and why not the others
 bench-step: ## time and memory of a training step, plain and pruning
 bench-loader: ## images per second of our training loader and timm's
 bench-export: ## our exports beside stock ones and other runtimes

@@ -138,6 +138,8 @@ def shape_of(model: VisionTransformer) -> Shape:
         hidden=mlp.width,
         tokens=attn.tokens,
         image_size=View.of(model).size,
+        pool=str(model.global_pool),
+        gated=mlp.gated,
     )
 
 

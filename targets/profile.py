@@ -44,10 +44,14 @@ class Shape:
     """N, with the prefix tokens"""
     image_size: int
     """height and width, pixels"""
+    pool: str = "token"
+    """what the head reads, as timm calls it: behind the last attention that decides how many tokens go on"""
+    gated: bool = False
+    """whether hidden units are multiplied by a gate"""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < 1:
+            if type(value) is int and value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
 
     def dense_width(self, kind: Kind) -> int:

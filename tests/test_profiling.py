@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BRIEF, context_of, tiny_config
+from dap_models import OTHERS, tiny_vit
 from profiles import MICRO, synthetic
 
 from dap import PruneConfig
@@ -489,3 +490,11 @@ def test_every_row_of_a_profile_is_shown():
     assert len(profiling.rows(found)) == 1 + sum(len(curve.widths) for curve in found.curves.values())
     assert profiling.depth_of(TINY) == 12
     assert dataclasses.asdict(found)["format"] == "tflite"
+
+
+def test_a_profile_of_another_pooling_is_another_shape() -> None:
+    shapes = {
+        profiling.shape_of(tiny_vit(**changes))
+        for changes in ({}, OTHERS["mean beside a class token"], OTHERS["SwiGLU"])
+    }
+    assert len(shapes) == 3

@@ -248,6 +248,22 @@ def bench_frontier(
     _finish(out, console.make("bench-frontier", results=results, methods=methods), False, rows, bench.report(rows))
 
 
+@app.command(epilog=EXIT_CODES)
+def models(
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/models.json"),
+) -> None:
+    """Which of timm's ViTs can be pruned, and why not the others; also into docs/models.md."""
+    from pipeline.experiments import supported
+    from pipeline.report.results import write_results
+
+    rows = [supported.row(name) for name in supported.entries()]
+    write_results(out, "make models", rows)
+    text = supported.report(rows)
+    if supported.PAGE.exists():
+        supported.write(supported.PAGE, text)
+    console.output.print(text, markup=False, soft_wrap=True)
+
+
 def _finish(out: Path, command: str, quick: bool, rows: list[dict], shown: str | tuple[str, ...]) -> None:
     """Write a benchmark's results and show them. shown: columns, or a report, which also goes beside the results."""
     from pipeline.report.results import write_results
