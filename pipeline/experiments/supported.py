@@ -12,6 +12,7 @@ from timm.models import is_model_in_modules
 
 from dap.gates import check_prunable
 from pipeline import files
+from pipeline.models import shell_of
 
 MODULES = (
     "vision_transformer",
@@ -35,7 +36,7 @@ def entries() -> list[str]:
 def row(name: str) -> dict[str, Any]:
     """Whether DAP prunes a model as timm builds it, with the reason if it does not."""
     with torch.device("meta"):
-        model: Any = timm.create_model(name, num_classes=10)
+        model: Any = shell_of(name, 10)
     try:
         check_prunable(model)
     except ValueError as error:
