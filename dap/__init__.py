@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dap.config import PruneConfig
     from dap.cost import block_params, count_macs, count_params
     from dap.describe import architecture_of
+    from dap.hub import save_for_hub
     from dap.method import BlockReport, MaskUpdate, Method, OneShot
     from dap.pruner import Pruner
     from dap.rotate import rotate_heads
@@ -31,6 +32,7 @@ __all__ = [
     "load_compact",
     "rotate_heads",
     "save_compact",
+    "save_for_hub",
 ]
 
 _HOME = {
@@ -41,6 +43,7 @@ _HOME = {
     "dap.pruner": ("Pruner",),
     "dap.rotate": ("rotate_heads",),
     "dap.describe": ("architecture_of",),
+    "dap.hub": ("save_for_hub",),
 }
 
 

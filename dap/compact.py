@@ -208,16 +208,21 @@ def save_compact(model: nn.Module, folder: str | Path) -> None:
     Raises ValueError if the model could not be read again.
     """
     folder = Path(folder)
+    architecture, weights = serialised(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / WEIGHTS_FILE, weights)
+    write(folder / ARCHITECTURE_FILE, (json.dumps(architecture.to_json(), indent=1) + "\n").encode())
+
+
+def serialised(model: nn.Module) -> tuple[Architecture, bytes]:
+    """Architecture and weights, as a safetensors file. Raises ValueError if the model could not be read again."""
     architecture = architecture_of(model)
     from_json(architecture.to_json(), "the model")
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     _check_weights(weights, "the model")
     # safetensors notices a truncated file but not a changed one
     # one key only: safetensors writes several in random order, and equal models should give equal files
-    metadata = {"sha256": f"{_digest(weights)} {_digest_of_sizes(architecture)}"}
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_FILE, save(weights, metadata=metadata))
-    _write(folder / ARCHITECTURE_FILE, (json.dumps(architecture.to_json(), indent=1) + "\n").encode())
+    return architecture, save(weights, metadata={"sha256": f"{_digest(weights)} {_digest_of_sizes(architecture)}"})
 
 
 def load_compact(folder: str | Path, device: torch.device | str = "cpu") -> VisionTransformer:
@@ -284,7 +289,7 @@ def _digest(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Replace the file in one step, so that a killed run or a full disk leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
