@@ -13,7 +13,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 # Two processes share the test files, in order: much of a test's time is waiting, and what a file needs is made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-VERBS := demo data prune profile deploy app stage pretrain compare paper-table models \
+VERBS := demo data prune profile deploy app hub stage pretrain compare paper-table models \
 	bench-step bench-loader bench-export bench-latency-budget bench-frontier
 .PHONY: help env $(VERBS) test check format lock
 
@@ -40,6 +40,7 @@ prune: ## fine-tune while pruning: DATASET=folder:PATH SPARSITY=0.75
 profile: ## milliseconds of a block by its width on a device, for LATENCY_MS: TARGET=host
 deploy: ## export and prove it on a device: TARGET=host|ios|android|rpi4|rpi5|web
 app: ## build the demo app with the model that was deployed: TARGET=web (and serve it)|rpi4|rpi5
+hub: ## the small model as a folder that timm loads, with a card: RUN=demo (nothing is uploaded)
 stage: ## run one stage of a run alone: STAGE=compact
 pretrain: ## train the embedded model's weights: DATA=folder:PATH
 compare: ## every method side by side: the table

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from pipeline import console, hub, presets, sessions
+from pipeline import console, files, hub, presets, sessions
 from pipeline.config import OWN
 from pipeline.data.catalog import KNOWN
 from pipeline.errors import (
@@ -270,6 +270,24 @@ def open_app(
         apps.pack_for_board(target, sessions.RUNS)
     else:
         apps.serve(address, port)
+
+
+@app.command("hub", epilog=EXIT_CODES)
+def prepare_hub(
+    run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
+) -> None:
+    """Make a folder of the small model that timm loads, with a model card, ready for Hugging Face's hub.
+
+    Nothing is uploaded: the command that does it is printed.
+    """
+    folder = sessions.existing(run)
+    from pipeline import hub_folder
+    from pipeline.runs import Run
+
+    with files.locked(folder):
+        out = hub_folder.prepare(Run.open(folder))
+    console.tell(f"{out}: timm.create_model('local-dir:{out}', pretrained=True), after `import dap.hub`")
+    console.tell(f"read {out / 'README.md'} before you publish. Then: hf upload USER/{folder.name} {out}")
 
 
 @app.command(epilog=EXIT_CODES)

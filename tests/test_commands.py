@@ -102,6 +102,7 @@ def test_demo(place, deployed):
         ("stage STAGE=compact RUN=demo", "compact: finished before"),
         ("pretrain DATA=folder:{images} EPOCHS=1 OUT=w.safetensors", "w.safetensors: top-1"),
         ("profile TARGET=host", "next: make prune LATENCY_MS=... TARGET=host"),
+        ("hub RUN=demo", "hf upload USER/demo runs/demo/hub"),
         ("models OUT=models.json", "| not: Eva is another architecture |"),
         ("paper-table", "| deit_tiny_patch16_224 | DAP |"),
         (
