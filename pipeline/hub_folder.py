@@ -8,6 +8,7 @@ from timm.models import get_pretrained_cfg
 from dap import load_compact, save_for_hub
 from pipeline.config import RunConfig
 from pipeline.data.catalog import KNOWN
+from pipeline.hub import SOURCE
 from pipeline.runs import Run
 from targets import strict
 
@@ -96,6 +97,8 @@ def _artifacts(artifacts: list[dict[str, Any]]) -> str:
 def _weights(config: RunConfig, licence: str | None) -> str:
     if config.from_scratch:
         return "none, trained from random weights"
+    if config.model_path and config.model_path.startswith(SOURCE):
+        return f"`{config.model_path}`; its licence is on that page: state it here before you publish"
     if config.model_path:
         return f"{Path(config.model_path).name}; state their licence here before you publish"
     return f"timm's `{config.model}`, licence: {licence or 'not noted; look it up before you publish'}"
