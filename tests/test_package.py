@@ -19,7 +19,7 @@ PACKAGES = ("dap", "pipeline", "targets")
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning"}
 """where a module's name is not its distribution's"""
 COMES_WITH = {"scipy": "scikit-learn", "cv2": "albumentations", "markupsafe": "jinja2", "tqdm": "coremltools",
-              "google": "coremltools"}  # fmt: skip
+              "google": "coremltools", "huggingface_hub": "timm"}  # fmt: skip
 OPTIONAL = {"dap": {"torch-pruning"}, "pipeline": {"onnxruntime", "openvino"}}
 """imported where they are used, with a hint if they are missing"""
 
