@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from timm.models import get_pretrained_cfg
-
 from dap import load_compact, save_for_hub
+from pipeline import models
 from pipeline.config import RunConfig
 from pipeline.data.catalog import KNOWN
 from pipeline.hub import SOURCE
@@ -30,13 +29,12 @@ def prepare(run: Run) -> Path:
 
 def licence_of(config: RunConfig) -> str | None:
     """Of the pretrained weights that the run began with, as timm notes it; None: not known, or there were none."""
-    noted = None if config.from_scratch or config.model_path else get_pretrained_cfg(config.model)
-    return noted.license if noted else None
+    return None if config.from_scratch or config.model_path else models.licence_of(config.model)
 
 
 def card(report: dict[str, Any], config: RunConfig, licence: str | None) -> str:
     """The model card, Markdown with the hub's front matter. report: of report.json."""
-    name = report["run"]
+    name, split = report["run"], {"val": "validation", "test": "test"}[report["top1_split"]]
     return f"""---
 tags:
 - image-classification
@@ -55,7 +53,7 @@ license: {licence or "other"}
 | --- | --- | --- |
 | parameters | {_count(report["params_dense"])} | {_count(report["params"])} |
 | multiply-accumulates | {_count(report["macs_dense"])} | {_count(report["macs"])} |
-| top-1 on validation images, % | {_number(report["top1_dense"])} | {_number(report["top1"])} |
+| top-1 on {split} images, % | {_number(report["top1_dense"])} | {_number(report["top1"])} |
 {_artifacts(report["artifacts"])}
 ## Use
 
@@ -85,7 +83,7 @@ def _artifacts(artifacts: list[dict[str, Any]]) -> str:
     for one in shipped:
         device, latency, size = one["device"] or {}, one["latency_ms"] or {}, one["size_bytes"]
         cells = (
-            f"{one['target']}, {device.get('cpu', 'not measured')}",
+            f"{one['target']}, {device['cpu']}" if device else one["target"],
             f"{one['format']} {one['precision']}",
             *map(_number, (size and size / 1e6, one["top1"], latency.get("p50"))),
             one["verdict"],

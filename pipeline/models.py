@@ -109,6 +109,12 @@ def create_model(
     return model
 
 
+def licence_of(name: str) -> str | None:
+    """Of a model's own pretrained weights, as timm notes it; None: it notes none."""
+    noted = timm.models.get_pretrained_cfg(name)
+    return noted.license if noted else None
+
+
 def load_weights(model: VisionTransformer, path: Path) -> None:
     """Load a checkpoint into `model`; a head of another size is left out, anything else must fit.
 
