@@ -67,6 +67,8 @@ def _unstorable(model: nn.Module) -> Iterator[str]:
         yield f"its patch embedding is a {type(vit.patch_embed).__name__}, not a single convolution"
     if not isinstance(vit.patch_embed.norm, nn.Identity):
         yield "its patch embedding has a norm"
+    if (vit.patch_embed.proj.bias is None) == isinstance(vit.norm_pre, nn.Identity):
+        yield "its patch embedding has a bias in front of a first norm, or none without such a norm"
     if vit.patch_embed.dynamic_img_pad:
         yield "it pads images to whole patches"
     if not isinstance(vit.patch_drop, nn.Identity):

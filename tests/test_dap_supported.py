@@ -78,9 +78,19 @@ def two_dropouts(model: Any) -> None:
     model.blocks[0].mlp.drop2 = nn.Dropout(0.5)
 
 
+def norm_behind_a_bias(model: Any) -> None:
+    model.norm_pre = nn.LayerNorm(24)
+
+
+def no_bias_and_no_norm(model: Any) -> None:
+    model.patch_embed.proj.bias = None
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (norm_behind_a_bias, "its patch embedding has a bias in front of a first norm"),
+        (no_bias_and_no_norm, "or none without such a norm"),
         (head_of_others, "head has 7 outputs, but model.num_classes is 5"),
         (head_without_bias, "head has no bias"),
         (head_of_two_layers, "head is a Sequential"),

@@ -211,18 +211,18 @@ def test_an_unreachable_sparsity_shows_before_any_training(image_folder, tmp_pat
 
 
 def test_a_model_that_cannot_be_exported_shows_before_any_training(image_folder, tmp_path, monkeypatch):
-    """A norm in front of the blocks, as CLIP's ViT has, can be pruned around but has no export form yet."""
+    """Images of four channels can be pruned on, but exports take RGB."""
     config = tiny_config(image_folder, model="vit_small_patch16_224", from_scratch=True)
     context, _ = context_of(tmp_path / "run", config)
     build = models.create_model
 
-    def with_norm_in_front(*arguments, **options):
+    def of_four_channels(*arguments, **options):
         model = build(*arguments, **options)
-        model.norm_pre = torch.nn.LayerNorm(model.embed_dim, eps=1e-6)
+        model.patch_embed.proj = torch.nn.Conv2d(4, model.embed_dim, 16, 16)
         return model
 
-    monkeypatch.setattr(models, "create_model", with_norm_in_front)
-    with pytest.raises(ValueError, match="norm_pre has no exact export form"):
+    monkeypatch.setattr(models, "create_model", of_four_channels)
+    with pytest.raises(ValueError, match=r"patch_embed\.proj has no exact export form: only RGB"):
         stages.run_training(context)
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
