@@ -19,6 +19,8 @@ from targets.artifact import RuntimeUnavailable, sha256_of
 from targets.devices import measure
 from targets.formats import FORMATS
 
+pytestmark = pytest.mark.slow
+
 TOPK = "3 operations are outside the delegate: gather, gather, topk"
 LIMITS = "top1_share_min = 0.5\n"
 SEVERAL = LIMITS + "[tflite]\nprecisions = ['int8-weights', 'fp16', 'fp32']"
@@ -113,7 +115,6 @@ def test_nothing_is_shipped_if_nothing_passes(deploy):
     assert not (deploy.folder / "artifacts" / "host" / "manifest.json").exists()
 
 
-@pytest.mark.slow
 def test_all_three_formats_on_this_machine_under_its_own_budget(run_copy):
     context, _ = context_of(run_copy)
     stages.run_deploying(context, "host", protocol=BRIEF)
@@ -139,7 +140,6 @@ def test_all_three_formats_on_this_machine_under_its_own_budget(run_copy):
         assert {check["name"] for check in a["checks"]} >= {"golden", "top1_share_min", "size_mb_max"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ios", "rpi4"])  # the others have no format or rule of their own
 def test_other_targets_are_proven_as_far_as_this_machine_can(run_copy, target):
     context, _ = context_of(run_copy)
@@ -210,7 +210,6 @@ def test_a_budget_that_cannot_be_read_costs_no_export(deploy):
     assert not (deploy.folder / "artifacts").exists()
 
 
-@pytest.mark.slow
 def test_without_a_dense_reference_its_accuracy_is_not_measured(image_folder, tmp_path):
     recipe = dataclasses.replace(tiny_config(image_folder).finetune, epochs=1)
     context, _ = context_of(tmp_path / "run", tiny_config(image_folder, dense=None, prune=recipe, finetune=recipe))

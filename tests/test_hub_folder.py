@@ -15,6 +15,8 @@ from pipeline import hub_folder
 from pipeline.presets import digits
 from pipeline.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_folder_is_the_runs_small_model(run_copy: Path) -> None:
     out = hub_folder.prepare(Run.open(run_copy))
