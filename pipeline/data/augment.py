@@ -60,7 +60,7 @@ class Augmentation:
 
 
 DIGITS = Augmentation(affine=0.5)
-LIGHT = Augmentation(crop_scale=(0.4, 1.0), flip=0.5)  # for small images
+LIGHT = Augmentation(crop_scale=(0.4, 1.0), flip=0.5)  # for a pretrained model on some thousand images
 CIFAR = Augmentation(crop_scale=(0.4, 1.0), flip=0.5, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.25)
 # DeiT's published settings. They also name a colour jitter (0.3), which timm leaves out where there is RandAugment.
 DEIT = Augmentation(crop_scale=(0.08, 1.0), flip=0.5, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.25, repeats=3)

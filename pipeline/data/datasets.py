@@ -27,8 +27,6 @@ AUGMENTATIONS = {
     "inat19": augment.DEIT,
     "imagenet": augment.DEIT,
 }
-SMALL = 128
-"""pixels: a folder whose images are no larger gets a recipe for small images, another one DeiT's without repetition"""
 
 
 class Images(Protocol):
@@ -190,7 +188,7 @@ def _of_files(name: str, path: Path, max_bad_share: float, keep_duplicates: bool
         train=train,
         val=split(vetted.val),
         test=None if vetted.test is None else split(vetted.test),
-        augmentation=AUGMENTATIONS.get(name) or _for_folder(train.images.sizes),
+        augmentation=AUGMENTATIONS.get(name, augment.LIGHT),
         fingerprint=_digest(layout.classes, *checksums),
         skipped=tuple(vetted.skipped),
         left_out=() if name in LAYOUTS else (*layout.left_out, *listing.notes, *_by_suffix(listing)),
@@ -214,10 +212,6 @@ def _sources(layout: layouts.Layout) -> dict[str, str]:
     train = layout.sources.get("train", "all class folders")
     split_off = {} if layout.val is not None else {"val": f"a fifth of {train}"}
     return {"train": train, **split_off, **layout.sources}
-
-
-def _for_folder(sizes: np.ndarray) -> Augmentation:
-    return augment.LIGHT if np.median(sizes.max(axis=1)) <= SMALL else replace(augment.DEIT, repeats=1)
 
 
 def _digest(classes: tuple[str, ...], *arrays: np.ndarray) -> str:
