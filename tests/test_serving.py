@@ -143,7 +143,9 @@ def test_idle_connections_hold_few_threads_and_lock_nobody_out(served: Served) -
         begun = time.monotonic()
         assert served.ask().status == 200, "the newest is let in"
         assert time.monotonic() - begun < 5
-        assert threading.active_count() - before <= serving.MAX_CONNECTIONS + 5
+        while threading.active_count() - before > serving.MAX_CONNECTIONS + 5:
+            assert time.monotonic() - begun < 10  # threads of connections that made room need a moment to notice
+            time.sleep(0.05)
         assert closed(clients[0]), "the one that has been silent longest made room"
 
 
