@@ -1,7 +1,7 @@
 """Android's published API signatures (core/api/current.txt) as Java sources to compile against.
 
 No method has a body: the classes serve the compiler and are in no app. Android's own android.jar is made likewise.
-Signatures name types of Java's that JDKs do not have, or that only hidden classes have: members with those are left out.
+Signatures also name types that JDKs do not have, or that are hidden: members with those are left out.
 """
 
 import re

@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE / ".toolchain"
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
 OLDEST_JAVA = 17
+RECIPES = 1
+"""goes up when something is made otherwise from the same files"""
 Say = Callable[[str], None]
 
 
@@ -178,11 +180,22 @@ TENSORFLOW = File(
 JAVA_API = ("tensorflow/lite/java/src/main/java/", "tensorflow/lite/delegates/nnapi/java/src/main/java/")
 # Apache-2.0, JetBrains' own package.
 KOTLIN = Npm("kotlin-compiler", "2.4.20", "c23dab400d7ce5ea8b6c909947c0ca5454189e4bb1108695b5f464500e5e950f")
-# The package is MIT; the libraries in it are TensorFlow's (Apache-2.0), copied from its 2.14.0 release for Android by the
-# package's author: good enough to prove things with, not to ship.
+# The package is MIT; the libraries in it are TensorFlow's (Apache-2.0), copied from its 2.14.0 release for Android by
+# the package's author: good enough to prove things with, not to ship.
 TFLITE = Npm("react-native-fast-tflite", "1.4.0", "101ea34de5548cbc58a17b0704e33861e31265d64386d2938d8d8987f112533e")
 TFLITE_VERSION = "2.14.0"
 ABIS = ("arm64-v8a", "x86_64")
+# JUnit (EPL-1.0) and Hamcrest (BSD-3-Clause), Debian 12: for the tests of core/.
+JUNIT = (
+    File(
+        "pool/main/j/junit4/junit4_4.13.2-3_all.deb",
+        "2f516bef5fa0f714da4f8b95c367c00aea64159c099c5157579fb95823dbcc56",
+    ),
+    File(
+        "pool/main/libh/libhamcrest-java/libhamcrest-java_2.2-1_all.deb",
+        "a3e84b0462e4bd75bfcd34dd46c9a5db6b9e7174da2d120339f4dc89aab90a56",
+    ),
+)
 # adb (Apache-2.0), Debian 12, and adbd, Debian 13 with the C library that it wants: a phone's end of the cable.
 ADB = (
     File(
@@ -346,6 +359,10 @@ class Tools:
         return self.folder / "native" / abi / "libtensorflowlite_jni.so"
 
     @property
+    def junit(self) -> list[Path]:
+        return [self.folder / "junit/usr/share/java" / name for name in ("junit4.jar", "hamcrest.jar")]
+
+    @property
     def adb(self) -> Path:
         return self.folder / "adb/usr/lib/android-sdk/platform-tools/adb"
 
@@ -372,6 +389,7 @@ def prepare(say: Say, tests: bool = False) -> Tools:
             ("tflite", TENSORFLOW, _tflite),
         ]
         if tests:
+            parts += [("junit", JUNIT, lambda to: _unpack(JUNIT, to))]
             parts += [("adb", ADB, lambda to: _unpack(ADB, to)), ("adbd", ADBD, lambda to: _unpack(ADBD, to))]
         for name, pins, make in parts:
             _part(name, repr(pins), make, say)
@@ -400,7 +418,8 @@ def _programs() -> None:
 def _part(name: str, pins: str, make: Callable[[Path], None], say: Say) -> None:
     """Make one folder, whole or not at all."""
     folder, stamp = FOLDER / name, FOLDER / f"{name}.made"
-    key = hashlib.sha256((pins + Path(__file__).read_text() + (HERE / "stubs.py").read_text()).encode()).hexdigest()
+    recipe = (HERE / "stubs.py").read_text() if name == "android" else ""
+    key = hashlib.sha256(f"{RECIPES} {pins} {recipe}".encode()).hexdigest()
     if folder.is_dir() and stamp.exists() and stamp.read_text() == key:
         return
     say(f"  Android toolchain: {name}")
@@ -432,7 +451,7 @@ def _fetch(file: File, folder: Path) -> Path:
         )  # fmt: skip
         if done.returncode == 0 and path.exists() and _sha256(path) == file.sha256:
             return path
-        errors = done.stderr.strip().splitlines()[-1:] and done.stderr.strip().splitlines()[-1] or errors
+        errors = (done.stderr.strip().splitlines() or [errors])[-1]
     raise Missing(
         f"the Android app cannot be built here: {path.name} cannot be had from the mirror that apt is set up for "
         f"({errors or 'it has none'}). Without a network try again with one; if the mirror has it no more, take the "
