@@ -1,0 +1,86 @@
+package org.dap.classifier
+
+import android.content.Context
+import java.io.FileInputStream
+import java.io.IOException
+import java.nio.MappedByteBuffer
+import java.nio.channels.FileChannel
+import java.util.concurrent.ExecutorService
+import java.util.concurrent.Executors
+import org.dap.core.ArtifactFile
+import org.dap.core.Fault
+import org.dap.core.GoldenCheck
+import org.dap.core.MANIFEST
+import org.dap.core.Manifest
+import org.dap.core.Program
+import org.dap.core.ResizeRule
+import org.dap.core.Role
+import org.dap.core.resize
+import org.dap.core.sha256Of
+import org.dap.engine.LiteRt
+
+/** The model in this app, loaded: what stands in assets/model, and nothing else. */
+class Loaded(
+    val manifest: Manifest,
+    val rule: ResizeRule,
+    val engine: LiteRt,
+    /** pruned, and dense if there is one */
+    val programs: Map<Role, Program>,
+    /** RGB of the golden pictures */
+    val pictures: List<ByteArray>,
+    val golden: GoldenCheck,
+) {
+    fun file(role: Role): ArtifactFile = manifest.file(engine.format, role)!!
+}
+
+object Models {
+    /** As targets/__init__.py has it for phones. */
+    const val THREADS = 2
+
+    /** All that computes runs there, one after the other: a program is for one thread at a time. */
+    val worker: ExecutorService = Executors.newSingleThreadExecutor()
+
+    private const val FOLDER = "model"
+    private var loaded: Loaded? = null
+
+    /** On the worker. Throws Fault, Refused, NoRuntime; what was loaded once stays. */
+    fun load(context: Context): Loaded = loaded ?: read(context).also { loaded = it }
+
+    private fun read(context: Context): Loaded {
+        val manifest = Manifest.read(bytes(context, MANIFEST))
+        val rule = ResizeRule.of(manifest.input)
+        val engine = LiteRt()
+        val pruned = manifest.file(engine.format, Role.PRUNED)
+            ?: throw Fault("$MANIFEST names no model that this app can run. Deploy one with TARGET=android")
+        val programs = LinkedHashMap<Role, Program>()
+        programs[Role.PRUNED] = engine.load(mapped(context, pruned), THREADS)
+        manifest.file(engine.format, Role.DENSE)?.let { programs[Role.DENSE] = engine.load(mapped(context, it), THREADS) }
+        val pictures = manifest.golden.map { golden ->
+            val content = bytes(context, golden.file)
+            if (sha256Of(content) != golden.sha256) throw Fault("${golden.file} is damaged (its checksum differs)")
+            resize(Pictures.decode(content).pixels, rule)
+        }
+        val program = programs.getValue(Role.PRUNED)
+        val golden = GoldenCheck.of(manifest, pruned.file, pictures.map { program.logits(it) })
+        return Loaded(manifest, rule, engine, programs, pictures, golden)
+    }
+
+    private fun bytes(context: Context, file: String): ByteArray = try {
+        context.assets.open("$FOLDER/$file").use { it.readBytes() }
+    } catch (error: IOException) {
+        throw Fault("$file is missing in this app; build it again")
+    }
+
+    private fun mapped(context: Context, entry: ArtifactFile): MappedByteBuffer {
+        if (sha256Of(bytes(context, entry.file)) != entry.sha256) throw Fault("${entry.file} is damaged (its checksum differs)")
+        try {
+            context.assets.openFd("$FOLDER/${entry.file}").use { place ->
+                FileInputStream(place.fileDescriptor).channel.use { channel ->
+                    return channel.map(FileChannel.MapMode.READ_ONLY, place.startOffset, place.declaredLength)
+                }
+            }
+        } catch (error: IOException) {
+            throw Fault("${entry.file} is compressed in this app, or missing; build it again")
+        }
+    }
+}
