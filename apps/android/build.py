@@ -1,7 +1,7 @@
 """Builds the Android app without Gradle, from this folder's sources and the toolchain of toolchain.py.
 
     python3 apps/android/build.py app MODEL APK    the app with the model in the folder MODEL
-    python3 apps/android/build.py runner JAR       what `app_process` runs: a jar of dex
+    python3 apps/android/build.py runner FOLDER    what `app_process` runs: runner.jar, and a library for each ABI
     python3 apps/android/build.py test             the tests of core/ on this machine's Java
 
 Exit status: 0 done, 1 the sources do not compile or a test fails, 3 something cannot be had here.
@@ -9,6 +9,7 @@ Exit status: 0 done, 1 the sources do not compile or a test fails, 3 something c
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ BUILD = HERE / "build"
 PACKAGE = "org.dap.classifier"
 MIN_SDK, TARGET_SDK = 26, 34
 VERSION = "0.1.0"
+FORMAT = "tflite"
 MODULES = ("core", "engine", "runner", "app")
 PAGE = 16384
 """libraries are mapped from the archive: phones with pages of that size want them at its multiples"""
@@ -88,12 +90,15 @@ def test(tools: Tools) -> None:
     print(_run([*command, *names], "the tests of core/"))
 
 
-def runner(tools: Tools, jar: Path) -> None:
-    """What app_process runs, with TFLite's Java classes; the native library goes beside it."""
+def runner(tools: Tools, folder: Path) -> None:
+    """What app_process runs, with TFLite's Java classes, and the native library that goes beside it."""
     classes = compile_modules(tools, ["core", "engine", "runner"])
-    parts = [_dex(tools, "runner", [classes]), _libraries(tools)]
+    jar = folder / "runner.jar"
+    for abi in ABIS:
+        (folder / abi).mkdir(parents=True, exist_ok=True)
+        shutil.copy(tools.native(abi), folder / abi)
     with zipfile.ZipFile(_partial(jar), "w") as archive:
-        for i, part in enumerate(parts):
+        for i, part in enumerate([_dex(tools, "runner", [classes]), _libraries(tools)]):
             _add(archive, f"classes{i + 1 if i else ''}.dex", part.read_bytes())
     os.replace(_partial(jar), jar)
 
@@ -146,8 +151,8 @@ def app(tools: Tools, model: Path, apk: Path) -> None:
             _add(archive, f"classes{i + 1 if i else ''}.dex", dex.read_bytes())
         for abi in ABIS:
             _add(archive, f"lib/{abi}/libtensorflowlite_jni.so", tools.native(abi).read_bytes())
-        for path in sorted(path for path in model.rglob("*") if path.is_file()):
-            _add(archive, f"assets/model/{path.relative_to(model).as_posix()}", path.read_bytes())
+        for name in _named(model):
+            _add(archive, f"assets/model/{name}", (model / name).read_bytes())
     apk.parent.mkdir(parents=True, exist_ok=True)
     _run(
         ["java", "-jar", tools.apksigner, "sign", "--ks", _keystore(), "--ks-pass", "pass:android", "--ks-key-alias",
@@ -155,6 +160,13 @@ def app(tools: Tools, model: Path, apk: Path) -> None:
         "apksigner",
     )  # fmt: skip
     os.replace(_partial(apk), apk)
+
+
+def _named(model: Path) -> list[str]:
+    """The manifest and the files of it that the app can use."""
+    described = json.loads((model / "manifest.json").read_text())
+    files = [entry["file"] for entry in described["files"] if entry["format"] == FORMAT]
+    return ["manifest.json", *files, *(golden["file"] for golden in described["golden"])]
 
 
 def _resources(tools: Tools, linked: Path, generated: Path) -> None:

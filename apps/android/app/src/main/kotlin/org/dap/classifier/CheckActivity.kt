@@ -106,7 +106,7 @@ class CheckActivity : Activity() {
         }
         val after = host.conditions()
         val device = host.describe()
-        val why = device.emulated ?: host.disturbed() ?: Conditions.heldBack(before, after)
+        val why = device.emulated ?: model.engine.untimed ?: host.disturbed() ?: Conditions.heldBack(before, after)
         val sound = if (why == null) times else times.mapValues { it.value.invalid(why) }
         val json = linkedMapOf(
             "version" to 1,

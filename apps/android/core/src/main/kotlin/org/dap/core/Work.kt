@@ -9,6 +9,9 @@ interface Engine {
     val runtime: String
     val version: String
 
+    /** Why its time is not the product's; null if it is. */
+    val untimed: String?
+
     /** Throws Refused for what is no sound artifact. */
     fun load(file: File, threads: Int): Program
 }
@@ -101,6 +104,7 @@ private fun worked(
         }
         val after = host.conditions()
         val why = device.emulated?.let { "$it emulates this device" }
+            ?: engine.untimed
             ?: host.disturbed()
             ?: Conditions.heldBack(before, after)
         return DeviceResult(

@@ -34,6 +34,8 @@ class LiteRt : Engine {
     /** The library that this app is built with where LiteRT 2 cannot be had; see apps/android/toolchain.py. */
     val isForProofs = version == PROOFS
 
+    override val untimed = if (isForProofs) "TFLite $version stands in for LiteRT 2, and is slower" else null
+
     override val runtime = if (isForProofs) "TFLite" else "LiteRT"
 
     override fun load(file: File, threads: Int): Program = try {
