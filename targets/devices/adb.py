@@ -318,7 +318,7 @@ def _abi(name: str, found: dict[str, str]) -> str:
         if abi in ABIS:
             return abi
     raise DeviceError(
-        f"{name} runs {found['abis'] or 'nothing known'}, and the app {' or '.join(ABIS)}: take another phone"
+        f"{name} runs {found['abis'] or 'nothing known'}, and the app needs {' or '.join(ABIS)}: take another phone"
     )
 
 

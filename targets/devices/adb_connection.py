@@ -18,7 +18,7 @@ SLOWEST_BYTES_PER_S = 100_000
 """what is slower than that is no cable"""
 USB = "usb"
 _NETWORK = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):\d{1,5}", re.ASCII)
-_SERIAL = re.compile(r"[\w.:-]+", re.ASCII)
+_SERIAL = re.compile(r"\w(?:[\w.:-]*\w)?", re.ASCII)
 _OFFLINE = "it is connected, but does not answer: unplug it, plug it in again and unlock it (or: adb reconnect offline)"
 _STATES = {
     "unauthorized": "it has not allowed this computer yet: unlock it and confirm USB debugging on its screen",
@@ -153,9 +153,7 @@ def _chosen(device: str, listed: str) -> str:
     rows = [line.split(None, 1) for line in listed.splitlines()[1:] if line.strip() and not line.startswith("*")]
     states = {row[0]: row[1] if len(row) > 1 else "" for row in rows}
     if device == USB:
-        found = [
-            serial for serial, state in states.items() if not _NETWORK.fullmatch(serial) and _is_usb(serial, state)
-        ]
+        found = [serial for serial, state in states.items() if _is_usb(serial, state)]
         if len(found) > 1:
             raise DeviceError(f"there are {len(found)} phones on USB: name one, DEVICE={' or DEVICE='.join(found)}")
         if not found:
