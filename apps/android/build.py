@@ -39,6 +39,9 @@ KOTLIN = (
     "-no-stdlib", "-no-reflect", "-Werror", "-Xsuppress-deprecated-jvm-target-warning",
 )  # fmt: skip
 
+NATIVE = ("class org.tensorflow.lite.** { *; }",)
+"""the library calls these by their names"""
+
 
 class Broken(Exception):
     """The sources do not compile, or a tool refuses what it is given."""
@@ -98,39 +101,39 @@ def runner(tools: Tools, folder: Path) -> None:
         (folder / abi).mkdir(parents=True, exist_ok=True)
         shutil.copy(tools.native(abi), folder / abi)
     with zipfile.ZipFile(_partial(jar), "w") as archive:
-        for i, part in enumerate([_dex(tools, "runner", [classes]), _libraries(tools)]):
-            _add(archive, f"classes{i + 1 if i else ''}.dex", part.read_bytes())
+        entry = "class org.dap.runner.MainKt { public static void main(java.lang.String[]); }"
+        _add(archive, "classes.dex", _dex(tools, "runner", [classes], [entry]))
     os.replace(_partial(jar), jar)
 
 
-def _libraries(tools: Tools) -> Path:
-    """Kotlin's and TFLite's classes as dex; these never change."""
-    return _dex(tools, "libraries", [tools.kotlin / "kotlin-stdlib.jar", tools.tflite])
+def _dex(tools: Tools, name: str, classes: Sequence[Path], entries: Sequence[str]) -> bytes:
+    """Classes, and what they use of Kotlin's and TFLite's, as dex.
 
-
-def _dex(tools: Tools, name: str, classes: Sequence[Path]) -> Path:
+    entries: what is begun from outside, as ProGuard has it; what nothing of it leads to is left out
+    """
     folder = BUILD / f"dex-{name}"
-    key = _key([file for path in classes for file in (sorted(path.rglob("*.class")) if path.is_dir() else [path])])
-    stamp = folder.with_suffix(".key")
-    if not (stamp.exists() and stamp.read_text() == key and (folder / "classes.dex").exists()):
+    files = [file for path in classes for file in sorted(path.rglob("*.class"))]
+    key = _key([*files, tools.kotlin / "kotlin-stdlib.jar", tools.tflite, Path(__file__)])
+    stamp, dex = folder.with_suffix(".key"), folder / "classes.dex"
+    if not (stamp.exists() and stamp.read_text() == key and dex.exists()):
         stamp.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        given = [_without_versions(path, folder) if path.is_file() else path for path in classes]
+        shrunk, rules = folder / "shrunk.jar", folder / "rules"
+        inputs = [*(f"{path}(**.class)" for path in classes), f"{tools.tflite}(**.class)"]
+        # Kotlin's library holds classes for newer Javas too, which Android does not load
+        inputs.append(f"{tools.kotlin / 'kotlin-stdlib.jar'}(!META-INF/**,!module-info.class,**.class)")
+        lines = [f"-injars {path}" for path in inputs] + [f"-outjars {shrunk}"]
+        lines += [f"-libraryjars {path}(!META-INF/**)" for path in (tools.android_23, tools.android)]
+        lines += ["-dontoptimize", "-dontobfuscate", "-dontpreverify", "-dontnote", "-dontwarn **"]
+        lines += ["-keepattributes *Annotation*,Signature,InnerClasses,EnclosingMethod"]
+        lines += [f"-keep {entry}" for entry in (*entries, *NATIVE)]
+        rules.write_text("\n".join(lines) + "\n")
+        _run(["java", "-Xmx1g", "-cp", tools.proguard, "proguard.ProGuard", f"@{rules}"], "ProGuard")
         command = ["java", "-Xmx1g", "-cp", tools.dx, "com.android.dx.command.Main", "--dex"]
-        _run([*command, f"--min-sdk-version={MIN_SDK}", f"--output={folder / 'classes.dex'}", *given], "dx")
+        _run([*command, f"--min-sdk-version={MIN_SDK}", f"--output={dex}", shrunk], "dx")
         stamp.write_text(key)
-    return folder / "classes.dex"
-
-
-def _without_versions(jar: Path, folder: Path) -> Path:
-    """The jar without the classes for newer Javas, which dx cannot read and Android does not."""
-    plain = folder / jar.name
-    with zipfile.ZipFile(jar) as source, zipfile.ZipFile(plain, "w") as target:
-        for name in source.namelist():
-            if name.endswith(".class") and not name.startswith("META-INF/") and name != "module-info.class":
-                target.writestr(name, source.read(name))
-    return plain
+    return dex.read_bytes()
 
 
 def app(tools: Tools, model: Path, apk: Path) -> None:
@@ -142,13 +145,12 @@ def app(tools: Tools, model: Path, apk: Path) -> None:
         ["javac", "--release", "8", "-nowarn", "-Xlint:-options", "-d", r_classes, *generated.rglob("*.java")], "javac"
     )
     classes = compile_modules(tools, list(MODULES), [r_classes])
-    dexes = [_dex(tools, "app", [classes, r_classes]), _libraries(tools)]
+    dex = _dex(tools, "app", [classes, r_classes], ["public class * extends android.app.Activity"])
     unsigned = BUILD / "unsigned.apk"
     with zipfile.ZipFile(linked) as source, zipfile.ZipFile(unsigned, "w") as archive:
         for name in source.namelist():
             _add(archive, name, source.read(name))
-        for i, dex in enumerate(dexes):
-            _add(archive, f"classes{i + 1 if i else ''}.dex", dex.read_bytes())
+        _add(archive, "classes.dex", dex)
         for abi in ABIS:
             _add(archive, f"lib/{abi}/libtensorflowlite_jni.so", tools.native(abi).read_bytes())
         for name in _named(model):

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE / ".toolchain"
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
 OLDEST_JAVA = 17
-RECIPES = 1
+RECIPES = 2
 """goes up when something is made otherwise from the same files"""
 Say = Callable[[str], None]
 
@@ -157,6 +157,13 @@ DEX = (
     File(
         "pool/main/a/android-framework-23/libandroid-23-java_6.0.1+r72-6_all.deb",
         "8af1b6df556971dda0a6da3536ea526a838e0c363afcdd454213d8bce94793e3",
+    ),
+)
+# Debian 12: ProGuard (GPL-2+; a tool, nothing of it goes into the app).
+SHRINKER = (
+    File(
+        "pool/main/p/proguard/libproguard-java_6.2.2-3_all.deb",
+        "61a0f6f6666c8f336e11ecd54af4a78ed9ef384df264078eda2f9321dbd7ea03",
     ),
 )
 # Debian 13: the framework's resources, API 34 (Apache-2.0).
@@ -331,6 +338,10 @@ class Tools:
         return self.folder / "dex/usr/share/java/com.android.dx-10.0.0.jar"
 
     @property
+    def proguard(self) -> Path:
+        return self.folder / "shrinker/usr/share/java/proguard.jar"
+
+    @property
     def android_23(self) -> Path:
         """The API of Android 6."""
         return self.folder / "dex/usr/share/java/com.android.android-23.jar"
@@ -382,6 +393,7 @@ def prepare(say: Say, tests: bool = False) -> Tools:
         parts: list[tuple[str, object, Callable[[Path], None]]] = [
             ("tools", TOOLS, lambda to: _unpack(TOOLS, to)),
             ("dex", DEX, lambda to: _unpack(DEX, to)),
+            ("shrinker", SHRINKER, lambda to: _unpack(SHRINKER, to)),
             ("resources", RESOURCES, lambda to: _unpack(RESOURCES, to)),
             ("kotlin", KOTLIN, lambda to: _npm(KOTLIN, to)),
             ("native", TFLITE, _native),
@@ -502,7 +514,9 @@ def _android(folder: Path) -> None:
         (folder / "current.txt").write_bytes(content.read())
     archive.unlink()
     _run([sys.executable, str(HERE / "stubs.py"), str(folder / "current.txt"), str(folder / "src")], "stubs.py")
-    _javac(sorted((folder / "src").rglob("*.java")), folder / "classes", [])
+    # ProGuard reads no newer class files
+    options = ["-source", "8", "-target", "8", "-Xlint:-options"]
+    _javac(sorted((folder / "src").rglob("*.java")), folder / "classes", options)
     _run(["jar", "cf", str(folder / "android.jar"), "-C", str(folder / "classes"), "."], "jar")
     for name in ("src", "classes"):
         shutil.rmtree(folder / name)

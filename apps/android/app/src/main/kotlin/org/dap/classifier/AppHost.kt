@@ -23,7 +23,7 @@ class AppHost(private val context: Context) : Host {
         cpu = if (Build.VERSION.SDK_INT >= 31) Build.SOC_MODEL else Build.BOARD,
         cores = Runtime.getRuntime().availableProcessors(),
         arch = Build.SUPPORTED_ABIS.firstOrNull(),
-        emulated = if (Build.HARDWARE in EMULATORS || Build.FINGERPRINT.startsWith("generic")) "the Android emulator" else null,
+        emulated = if (Build.HARDWARE in EMULATORS) "the Android emulator" else null,
     )
 
     override fun conditions(): Conditions {

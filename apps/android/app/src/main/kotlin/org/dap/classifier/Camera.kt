@@ -156,7 +156,8 @@ class Camera(
         val front = facing(id) == CameraCharacteristics.LENS_FACING_FRONT
         val sensor = manager.getCameraCharacteristics(id).get(CameraCharacteristics.SENSOR_ORIENTATION) ?: 0
         val turn = 90 * rotation()
-        return Frame(image.width, image.height, planes, (if (front) sensor + turn else sensor - turn + 360) % 360, front)
+        val degrees = (if (front) sensor + turn else sensor - turn + 360) % 360
+        return Frame(image.width, image.height, planes, degrees, front)
     }
 
     /** Quarter turns of the screen. */

@@ -47,7 +47,8 @@ class CardActivity : Activity() {
         fact(R.string.card_dataset, manifest.dataset)
         fact(R.string.card_classes, manifest.labels.size.toString())
         fact(R.string.card_sees, getString(R.string.card_pixels, manifest.input.width, manifest.input.height))
-        fact(R.string.card_file, getString(R.string.card_file_value, file.precision, Format.bytes(file.sizeBytes.toDouble())))
+        val size = Format.bytes(file.sizeBytes.toDouble())
+        fact(R.string.card_file, getString(R.string.card_file_value, file.precision, size))
         manifest.params?.let { fact(R.string.card_params, Format.count(it.toDouble())) }
         fact(R.string.card_top1, file.measured?.top1?.let { Format.percent(it / 100) } ?: unknown)
         fact(R.string.card_runs_on, getString(R.string.card_runs_value, engine.runtime, engine.version, Models.THREADS))
@@ -57,7 +58,8 @@ class CardActivity : Activity() {
         fact(R.string.card_file, file.file)
         fact(R.string.card_sha256, file.sha256)
         fact(R.string.card_target, manifest.target)
-        fact(R.string.card_tools, manifest.tools.orEmpty().map { "${it.key} ${it.value}" }.joinToString(", ").ifEmpty { unknown })
+        val tools = manifest.tools.orEmpty().map { "${it.key} ${it.value}" }
+        fact(R.string.card_tools, tools.joinToString(", ").ifEmpty { unknown })
         content().addView(Views.title(this, getString(R.string.card_classes)))
         content().addView(Views.body(this, manifest.labels.joinToString("\n") { Format.label(it) }))
     }
@@ -104,7 +106,8 @@ class CardActivity : Activity() {
         }
         val (name, show) = CHECKS[check.name] ?: (check.name to Format::digits)
         val value = check.value?.let { show(it) } ?: getString(R.string.not_measured)
-        return getString(R.string.check_row, sign, name, value, if ("_min" in check.name) "≥" else "≤", show(check.limit))
+        val relation = if ("_min" in check.name) "≥" else "≤"
+        return getString(R.string.check_row, sign, name, value, relation, show(check.limit))
     }
 
     private companion object {

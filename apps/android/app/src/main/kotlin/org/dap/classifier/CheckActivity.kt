@@ -151,7 +151,8 @@ class CheckActivity : Activity() {
             val entry = model.manifest.file(model.engine.format, role) ?: continue
             val time = times[entry.file] ?: continue
             val (p50, p90, mean) = listOf(time.p50Ms, time.p90Ms, time.meanMs).map { Format.milliseconds(it) }
-            add(Views.body(this, getString(R.string.check_time_row, getString(name), p50, p90, mean, time.samplesMs.size)))
+            val count = time.samplesMs.size
+            add(Views.body(this, getString(R.string.check_time_row, getString(name), p50, p90, mean, count)))
         }
         times.values.firstNotNullOfOrNull { it.whyInvalid }?.let {
             add(Views.notice(this, getString(R.string.check_invalid, it)))
@@ -159,7 +160,8 @@ class CheckActivity : Activity() {
         val unknown = getString(R.string.unknown)
         val thermal = now.thermalStatus?.let { Conditions.THERMAL.getOrNull(it) } ?: unknown
         add(Views.quiet(this, getString(R.string.check_thermal, thermal)))
-        add(Views.quiet(this, getString(if (now.batterySaver == true) R.string.check_saver_on else R.string.check_saver_off)))
+        val saver = if (now.batterySaver == true) R.string.check_saver_on else R.string.check_saver_off
+        add(Views.quiet(this, getString(saver)))
         add(Views.quiet(this, getString(R.string.check_battery, now.battery ?: unknown)))
     }
 

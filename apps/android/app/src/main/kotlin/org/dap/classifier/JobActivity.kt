@@ -8,6 +8,7 @@ import android.view.WindowManager
 import android.widget.TextView
 import java.io.File
 import java.io.IOException
+import java.util.regex.Pattern
 import org.dap.core.Fault
 import org.dap.core.Job
 import org.dap.core.RESULT
@@ -19,8 +20,8 @@ import org.dap.engine.NoRuntime
 /**
  * Does a job of a computer (targets/devices/adb.py): `am start -n …/org.dap.classifier.JobActivity --es job ID`.
  *
- * The job's files lie in files/jobs/ID. There it leaves result.json, or error.json: {"error": text, "runtime": whether it
- * is the runtime that is missing}; meanwhile progress.json: {"progress": [what, done, total], "at": a number that rises}.
+ * The job's files lie in files/jobs/ID. There it leaves result.json, or error.json: {"error": text, "runtime": whether
+ * it is the runtime that is missing}; meanwhile progress.json: {"progress": [what, done, total], "at": a rising number}.
  */
 class JobActivity : Activity() {
     private lateinit var host: AppHost
@@ -45,7 +46,7 @@ class JobActivity : Activity() {
     }
 
     private fun begin(intent: Intent) {
-        val id = intent.getStringExtra("job")?.takeIf { ID.matches(it) } ?: return finish()
+        val id = intent.getStringExtra("job")?.takeIf { ID.matcher(it).matches() } ?: return finish()
         val folder = File(filesDir, "jobs/$id")
         Models.worker.execute {
             host.away = false
@@ -96,6 +97,6 @@ class JobActivity : Activity() {
     private companion object {
         const val PROGRESS = "progress.json"
         const val ERROR = "error.json"
-        val ID = Regex("[0-9a-f]{32}")
+        val ID = Pattern.compile("[0-9a-f]{32}")
     }
 }

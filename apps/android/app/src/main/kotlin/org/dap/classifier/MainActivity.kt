@@ -62,7 +62,9 @@ class MainActivity : Activity() {
             stopCamera()
             startActivity(Intent(this, CheckActivity::class.java))
         }
-        find<RadioGroup>(R.id.role).setOnCheckedChangeListener { _, id -> choose(if (id == R.id.dense) Role.DENSE else Role.PRUNED) }
+        find<RadioGroup>(R.id.role).setOnCheckedChangeListener { _, id ->
+            choose(if (id == R.id.dense) Role.DENSE else Role.PRUNED)
+        }
         Models.worker.execute { load() }
     }
 
@@ -119,7 +121,8 @@ class MainActivity : Activity() {
         val golden = model.golden
         if (golden.verdict == GoldenCheck.Verdict.BAD) {
             val limit = Format.digits(golden.limit ?: 0.0)
-            notice(golden.error?.let { getString(R.string.golden_bad, Format.digits(it), limit) } ?: getString(R.string.golden_nan))
+            val error = golden.error?.let { Format.digits(it) }
+            notice(if (error == null) getString(R.string.golden_nan) else getString(R.string.golden_bad, error, limit))
         }
         if (live) startCamera() else model.pictures.firstOrNull()?.let { ask(it, null) }
     }
@@ -167,7 +170,8 @@ class MainActivity : Activity() {
             row.contentDescription = getString(R.string.answer_row, name, share)
         }
         figures(ms, size)
-        speak(getString(R.string.answer_row, Format.label(labels[places[0]]), Format.percent(shares[places[0]].toDouble(), 0)))
+        val first = Format.label(labels[places[0]])
+        speak(getString(R.string.answer_row, first, Format.percent(shares[places[0]].toDouble(), 0)))
     }
 
     /** A voice that follows every frame could not be listened to. */
@@ -279,7 +283,8 @@ class MainActivity : Activity() {
         } else { // refused for good: only the settings can change it
             button.setText(R.string.open_settings)
             button.setOnClickListener {
-                startActivity(Intent(Settings.ACTION_APPLICATION_DETAILS_SETTINGS, Uri.fromParts("package", packageName, null)))
+                val mine = Uri.fromParts("package", packageName, null)
+                startActivity(Intent(Settings.ACTION_APPLICATION_DETAILS_SETTINGS, mine))
             }
         }
     }
@@ -317,16 +322,17 @@ class MainActivity : Activity() {
             list.addView(Views.body(this, getString(R.string.bought_row, getString(name), gain, dense, pruned)))
         }
         row(R.string.bought_time, gain, Format.milliseconds(slow), Format.milliseconds(fast))
-        val size = model.file(Role.PRUNED).sizeBytes.toDouble()
-        row(R.string.bought_size, Format.change(denseBytes.toDouble(), size), Format.bytes(denseBytes.toDouble()), Format.bytes(size))
-        val (params, before) = model.manifest.params to model.manifest.paramsDense
-        if (params != null && before != null) {
-            val (now, was) = params.toDouble() to before.toDouble()
+        val (large, small) = denseBytes.toDouble() to model.file(Role.PRUNED).sizeBytes.toDouble()
+        row(R.string.bought_size, Format.change(large, small), Format.bytes(large), Format.bytes(small))
+        val (params, dense) = model.manifest.params to model.manifest.paramsDense
+        if (params != null && dense != null) {
+            val (now, was) = params.toDouble() to dense.toDouble()
             row(R.string.bought_params, Format.change(was, now), Format.count(was), Format.count(now))
         }
         val (still, right) = model.file(Role.PRUNED).measured?.top1 to model.file(Role.DENSE).measured?.top1
         if (still != null && right != null) {
-            row(R.string.bought_top1, Format.points(right, still), Format.percent(right / 100), Format.percent(still / 100))
+            val (before, now) = Format.percent(right / 100) to Format.percent(still / 100)
+            row(R.string.bought_top1, Format.points(right, still), before, now)
         }
         times.values.firstNotNullOfOrNull { it.whyInvalid }?.let {
             list.addView(Views.quiet(this, getString(R.string.bought_rough, it)))

@@ -54,7 +54,8 @@ object Models {
             ?: throw Fault("$MANIFEST names no model that this app can run. Deploy one with TARGET=android")
         val programs = LinkedHashMap<Role, Program>()
         programs[Role.PRUNED] = engine.load(mapped(context, pruned), THREADS)
-        manifest.file(engine.format, Role.DENSE)?.let { programs[Role.DENSE] = engine.load(mapped(context, it), THREADS) }
+        val dense = manifest.file(engine.format, Role.DENSE)
+        if (dense != null) programs[Role.DENSE] = engine.load(mapped(context, dense), THREADS)
         val pictures = manifest.golden.map { golden ->
             val content = bytes(context, golden.file)
             if (sha256Of(content) != golden.sha256) throw Fault("${golden.file} is damaged (its checksum differs)")
@@ -72,7 +73,9 @@ object Models {
     }
 
     private fun mapped(context: Context, entry: ArtifactFile): MappedByteBuffer {
-        if (sha256Of(bytes(context, entry.file)) != entry.sha256) throw Fault("${entry.file} is damaged (its checksum differs)")
+        if (sha256Of(bytes(context, entry.file)) != entry.sha256) {
+            throw Fault("${entry.file} is damaged (its checksum differs)")
+        }
         try {
             context.assets.openFd("$FOLDER/${entry.file}").use { place ->
                 FileInputStream(place.fileDescriptor).channel.use { channel ->

@@ -50,7 +50,7 @@ object Pictures {
         }
     }
 
-    /** Pixels as they stand in the file: not turned into another colour space, and of transparency the colours below. */
+    /** Pixels as they stand in the file: in its own colours, and where it is transparent the colours below. */
     fun decode(content: ByteArray): Photo {
         val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
         BitmapFactory.decodeByteArray(content, 0, content.size, bounds)
@@ -61,13 +61,15 @@ object Pictures {
             inPremultiplied = false
             inScaled = false
         }
-        val bitmap = BitmapFactory.decodeByteArray(content, 0, content.size, options) ?: throw NoPicture(R.string.no_picture)
+        val bitmap = BitmapFactory.decodeByteArray(content, 0, content.size, options)
+            ?: throw NoPicture(R.string.no_picture)
         if (bitmap.config != Bitmap.Config.ARGB_8888) throw NoPicture(R.string.no_picture) // 16 bits a colour
         val stored = ByteBuffer.allocate(bitmap.byteCount)
         bitmap.copyPixelsToBuffer(stored)
         val turned = TURNED[orientation(content)] ?: 1
         bitmap.isPremultiplied = true // or it could not be drawn
-        return Photo(Stored(stored.array(), bitmap.width, bitmap.height, bitmap.rowBytes, turned), preview(bitmap, turned))
+        val pixels = Stored(stored.array(), bitmap.width, bitmap.height, bitmap.rowBytes, turned)
+        return Photo(pixels, preview(bitmap, turned))
     }
 
     private fun orientation(content: ByteArray): Int = try {

@@ -79,7 +79,8 @@ class GoldenCheck(
             }
             val largest = expected.maxOf { row -> row.maxOf { abs(it) } }
             val same = found.indices.count { i ->
-                i < expected.size && argmax(found[i]) == argmax(FloatArray(expected[i].size) { expected[i][it].toFloat() })
+                val row = expected.getOrNull(i) ?: return@count false
+                argmax(found[i]) == argmax(FloatArray(row.size) { row[it].toFloat() })
             }
             return GoldenCheck(found, expected, largestDifference(found, expected), share * largest, same)
         }

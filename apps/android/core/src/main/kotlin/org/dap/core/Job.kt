@@ -37,13 +37,14 @@ class Job(
             throw Fault("$JOB is missing or not whole (${error.message}); repeat the command")
         }
 
-        /** The job in a folder, once every file of it is there and unchanged. Throws Fault naming the file that is not. */
+        /** The job in a folder, once every file of it is there and unchanged. Throws Fault naming one that is not. */
         fun read(folder: File): Job {
             val path = File(folder, JOB)
             if (!path.isFile) throw Fault("$JOB is missing or not whole (there is none); repeat the command")
             val job = read(path.readBytes())
             for ((name, sha256) in job.sha256) {
-                if (sha256Of(File(folder, name)) != sha256) throw Fault("$name did not arrive whole; repeat the command")
+                val whole = sha256Of(File(folder, name)) == sha256
+                if (!whole) throw Fault("$name did not arrive whole; repeat the command")
             }
             return job
         }
@@ -77,7 +78,8 @@ class Job(
                     throw Fault("${shown(name)} is no name of a job's file")
                 }
             }
-            if (job.files.isEmpty() || job.files.toSet().size < job.files.size || !job.sha256.keys.containsAll(job.files)) {
+            val once = job.files.isNotEmpty() && job.files.toSet().size == job.files.size
+            if (!once || !job.sha256.keys.containsAll(job.files)) {
                 throw Fault("a job needs at least one artifact, each named once and with its checksum")
             }
             if (job.golden.any { it.size != job.classes }) throw Fault("golden must have ${job.classes} logits a row")
@@ -177,7 +179,8 @@ class Conditions(
         /** Why a time between these two does not count; null if nothing is known against it. */
         fun heldBack(before: Conditions, after: Conditions): String? {
             val worst = maxOf(before.thermalStatus ?: 0, after.thermalStatus ?: 0)
-            if (worst >= MODERATE) return "the phone was too hot (thermal status ${THERMAL[minOf(worst, 6)]}) and slows down"
+            val word = THERMAL[minOf(worst, THERMAL.size - 1)]
+            if (worst >= MODERATE) return "the phone was too hot (thermal status $word) and slows down"
             if (before.batterySaver == true || after.batterySaver == true) return "its battery saver was on"
             return null
         }

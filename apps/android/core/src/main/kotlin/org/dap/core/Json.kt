@@ -2,6 +2,7 @@ package org.dap.core
 
 import java.nio.ByteBuffer
 import java.nio.charset.CharacterCodingException
+import java.util.regex.Pattern
 
 /** Something from outside that cannot be used; the message says what is wrong with it, and where. */
 class Fault(message: String) : Exception(message)
@@ -125,7 +126,7 @@ private class Parser(private val text: String) {
             't' -> '\t'
             'u' -> {
                 val digits = text.substring(at, minOf(at + 4, text.length))
-                if (!HEX.matches(digits)) wrong("four hexadecimal digits are needed")
+                if (!HEX.matcher(digits).matches()) wrong("four hexadecimal digits are needed")
                 at += 4
                 digits.toInt(16).toChar()
             }
@@ -134,24 +135,25 @@ private class Parser(private val text: String) {
     }
 
     private fun number(): Any {
-        val found = NUMBER.find(text, at)
-        if (found == null || found.range.first != at) wrong("this is no value")
-        at = found.range.last + 1
-        if (found.value.any { it in ".eE" }) {
-            val value = found.value.toDouble()
+        val found = NUMBER.matcher(text).region(at, text.length)
+        if (!found.lookingAt()) wrong("this is no value")
+        at = found.end()
+        val digits = found.group()
+        if (digits.any { it in ".eE" }) {
+            val value = digits.toDouble()
             if (value.isInfinite()) wrong("a number that is too large")
             return value
         }
-        return found.value.toLongOrNull() ?: wrong("a number that is too large")
+        return digits.toLongOrNull() ?: wrong("a number that is too large")
     }
 
     private companion object {
-        val HEX = Regex("[0-9a-fA-F]{4}")
-        val NUMBER = Regex("-?(?:0|[1-9][0-9]*)(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+        val HEX: Pattern = Pattern.compile("[0-9a-fA-F]{4}")
+        val NUMBER: Pattern = Pattern.compile("-?(?:0|[1-9][0-9]*)(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
     }
 }
 
-/** JSON text of Map, Iterable, FloatArray, DoubleArray, String, numbers, Boolean and null. What is no number is null. */
+/** JSON text of Map, Iterable, FloatArray, DoubleArray, String, numbers, Boolean and null; NaN is null. */
 fun writeJson(value: Any?): String = StringBuilder().also { write(value, it) }.toString()
 
 private fun write(value: Any?, to: StringBuilder) {
@@ -161,8 +163,8 @@ private fun write(value: Any?, to: StringBuilder) {
         is Boolean, is Int, is Long -> to.append(value)
         is Float -> write(value.toDouble(), to)
         is Double -> if (value.isNaN() || value.isInfinite()) to.append("null") else to.append(value)
-        is FloatArray -> write(value.asList(), to)
-        is DoubleArray -> write(value.asList(), to)
+        is FloatArray -> numbers(value.size, to) { value[it].toDouble() }
+        is DoubleArray -> numbers(value.size, to) { value[it] }
         is Map<*, *> -> {
             to.append('{')
             for ((i, entry) in value.entries.withIndex()) {
@@ -183,6 +185,15 @@ private fun write(value: Any?, to: StringBuilder) {
         }
         else -> error("${value.javaClass} has no form in JSON")
     }
+}
+
+private inline fun numbers(count: Int, to: StringBuilder, at: (Int) -> Double) {
+    to.append('[')
+    for (i in 0 until count) {
+        if (i > 0) to.append(", ")
+        write(at(i), to)
+    }
+    to.append(']')
 }
 
 private fun quote(text: String, to: StringBuilder) {

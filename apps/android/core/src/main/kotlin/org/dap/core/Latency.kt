@@ -46,7 +46,8 @@ class LatencyResult(
     val valid get() = whyInvalid == null
 
     /** The same figures, not to be believed. */
-    fun invalid(why: String) = LatencyResult(p5Ms, p50Ms, p90Ms, meanMs, p90BoundMs, seconds, whyInvalid ?: why, samplesMs)
+    fun invalid(why: String) =
+        LatencyResult(p5Ms, p50Ms, p90Ms, meanMs, p90BoundMs, seconds, whyInvalid ?: why, samplesMs)
 
     fun toJson(): Map<String, Any?> = linkedMapOf(
         "p5_ms" to p5Ms,
@@ -84,7 +85,8 @@ fun measure(
     val begin = System.nanoTime()
     var elapsed = 0.0
     var rounds = 0
-    while (rounds == 0 || elapsed < protocol.seconds || (rounds < protocol.minSamples && elapsed < PATIENCE * protocol.seconds)) {
+    val longest = PATIENCE * protocol.seconds
+    while (rounds == 0 || elapsed < protocol.seconds || (rounds < protocol.minSamples && elapsed < longest)) {
         for ((inference, taken) in samples) {
             val start = System.nanoTime()
             inference()

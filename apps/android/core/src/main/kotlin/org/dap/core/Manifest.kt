@@ -1,12 +1,13 @@
 package org.dap.core
 
 import java.security.MessageDigest
+import java.util.regex.Pattern
 
 /** manifest.json beside the model: all that this app knows of it. See targets/manifest.py. */
 const val MANIFEST = "manifest.json"
 
 private const val VERSION = 2L
-private val SHA256 = Regex("[0-9a-f]{64}")
+private val SHA256 = Pattern.compile("[0-9a-f]{64}")
 
 enum class Role { PRUNED, DENSE }
 
@@ -138,7 +139,7 @@ class Manifest(
                 file = beside(fields["file"]),
                 format = fields["format"].text(),
                 precision = fields["precision"].text(),
-                role = Role.entries.find { it.name.lowercase() == role && role == role.lowercase() }
+                role = Role.values().find { it.name.lowercase() == role && role == role.lowercase() }
                     ?: item.fault("role is ${shown(role)}, not one of pruned, dense"),
                 sizeBytes = fields["size_bytes"].whole(0),
                 sha256 = checksum(fields["sha256"]),
@@ -162,7 +163,7 @@ class Manifest(
         /** A manifest may come from elsewhere: it must not name files outside its own folder, nor itself. */
         private fun beside(item: Item): String {
             val path = item.text()
-            val parts = path.split('/')
+            val parts = SLASH.split(path, -1)
             val plain = path.isNotEmpty() && isPrintable(path) && '\\' !in path && parts.none { it in PLACES }
             if (!plain) item.fault("${shown(path)} does not lie beside the manifest")
             if (parts[0].lowercase() == MANIFEST) item.fault("${shown(path)} is the manifest itself")
@@ -171,7 +172,7 @@ class Manifest(
 
         private fun checksum(item: Item): String {
             val text = item.text()
-            return if (SHA256.matches(text)) text else item.fault("${shown(text)} is not a SHA-256")
+            return if (SHA256.matcher(text).matches()) text else item.fault("${shown(text)} is not a SHA-256")
         }
 
         private fun agree(manifest: Manifest) {
@@ -191,6 +192,7 @@ class Manifest(
             }
         }
 
+        private val SLASH = Pattern.compile("/")
         private val PLACES = setOf("", ".", "..")
     }
 }
@@ -215,7 +217,8 @@ fun sha256Of(content: ByteArray): String = hex(MessageDigest.getInstance("SHA-25
 fun hex(bytes: ByteArray): String {
     val text = StringBuilder()
     for (byte in bytes) {
-        text.append(Character.forDigit(byte.toInt() shr 4 and 15, 16)).append(Character.forDigit(byte.toInt() and 15, 16))
+        text.append(Character.forDigit(byte.toInt() shr 4 and 15, 16))
+        text.append(Character.forDigit(byte.toInt() and 15, 16))
     }
     return text.toString()
 }

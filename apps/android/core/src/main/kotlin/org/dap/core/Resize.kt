@@ -31,7 +31,7 @@ class ResizeRule(
             return ResizeRule(
                 shorter,
                 rule["longer_side"].text() == "shorter_side",
-                Kernel.entries.find { it.name.lowercase() == name }
+                Kernel.values().find { it.name.lowercase() == name }
                     ?: throw Fault("this app does not know the interpolation ${shown(name)}"),
                 size,
             )
@@ -73,7 +73,8 @@ class Plan(width: Int, height: Int, rule: ResizeRule) {
 
     private fun side(mine: Int, other: Int, rule: ResizeRule): Int {
         if (rule.squeezed || mine <= other) return rule.shorterSide
-        return (rule.shorterSide.toLong() * mine / other.toDouble()).toLong().coerceAtMost(Int.MAX_VALUE.toLong()).toInt()
+        val long = rule.shorterSide.toLong() * mine / other.toDouble()
+        return min(long, Int.MAX_VALUE.toDouble()).toInt()
     }
 
     private fun halfToEven(value: Double) = Math.rint(value).toInt()

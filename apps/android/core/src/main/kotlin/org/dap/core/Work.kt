@@ -79,15 +79,18 @@ private fun worked(
     if ((job.protocol != null || job.memory) && first == null) throw Fault("what is timed needs a golden picture")
     progress.tell("loading", 0, job.files.size)
     // First of all, so that nothing else is in this process's memory yet.
-    val peakMb = if (job.memory && device.emulated == null) memoryMb(engine, File(folder, name), job.threads, first!!) else null
-    if (job.memory && device.emulated == null && peakMb == null) unmeasured[MEMORY] = "Android does not tell a process's peak memory here"
+    val measured = job.memory && device.emulated == null
+    val peakMb = if (measured) memoryMb(engine, File(folder, name), job.threads, first!!) else null
+    if (measured && peakMb == null) unmeasured[MEMORY] = "Android does not tell a process's peak memory here"
     val programs = LinkedHashMap<String, Program>()
     try {
         for ((i, file) in job.files.withIndex()) {
             try {
-                programs[file] = engine.load(File(folder, file), job.threads).also { if (first != null) it.logits(first) }
+                programs[file] = engine.load(File(folder, file), job.threads)
+                if (first != null) programs.getValue(file).logits(first)
             } catch (refused: Refused) {
                 if (file == name) throw refused
+                programs.remove(file)?.close()
                 unmeasured[file] = refused.message.orEmpty()
             }
             progress.tell("loading", i + 1, job.files.size)
@@ -171,7 +174,9 @@ private fun memoryMb(engine: Engine, file: File, threads: Int, picture: ByteArra
 }
 
 private fun peakKb(): Long? = try {
-    File("/proc/self/status").readLines().firstOrNull { it.startsWith("VmHWM:") }?.filter { it in '0'..'9' }?.toLongOrNull()
+    val status = File("/proc/self/status").readText()
+    val at = status.indexOf("VmHWM:")
+    if (at < 0) null else status.substring(at, status.indexOf('\n', at)).filter { it in '0'..'9' }.toLongOrNull()
 } catch (error: java.io.IOException) {
     null
 }

@@ -65,7 +65,8 @@ class VectorsTest {
     fun differencesAreThePipelines() {
         for (case in cases("differences.json")) {
             val found = case["found"].list { floats(it) }
-            assertEquals(case["error"].orNull { it.number() }, largestDifference(found, case["expected"].list { it.numbers() }))
+            val expected = case["expected"].list { it.numbers() }
+            assertEquals(case["error"].orNull { it.number() }, largestDifference(found, expected))
             assertEquals(case["top1"].number(), top1(found, case["labels"].list { it.whole().toInt() }))
         }
     }
@@ -90,7 +91,8 @@ class VectorsTest {
             val job = Job.read(writeJson(case["job"].plainMap()).toByteArray())
             val expected = case["result"].plainMap()
             val result = resultOf(job, case)
-            assertEquals(unified(expected), unified(parseJson(writeJson(result.toJson()).toByteArray())), case["name"].text())
+            val written = parseJson(writeJson(result.toJson()).toByteArray())
+            assertEquals(unified(expected), unified(written), case["name"].text())
         }
     }
 
@@ -109,7 +111,7 @@ class VectorsTest {
         if (refused != null) {
             return DeviceResult(job.id, job.files[0], "a".repeat(64), device, 2, "", "", refused = refused)
         }
-        val conditions = Conditions(31.5, "80 % discharging", false, if (case["name"].text() == "too hot") 3 else 0)
+        val conditions = Conditions(31.5, "80 % idle", false, if (case["name"].text() == "too hot") 3 else 0)
         val golden = told["golden"].list { floats(it) }
         val logits = told["logits"].list { floats(it) }
         val time = summarise(case["samples_ns"].list { it.whole() }.toLongArray(), 0.5, job.protocol!!.minSamples)

@@ -2,6 +2,7 @@ package org.dap.runner
 
 import java.io.IOException
 import java.util.concurrent.TimeUnit
+import java.util.regex.Pattern
 import org.dap.core.Conditions
 import org.dap.core.Description
 import org.dap.core.Host
@@ -21,21 +22,22 @@ class ShellHost : Host {
     }
 
     override fun conditions(): Conditions {
-        val battery = said("dumpsys", "battery").lines().mapNotNull { line ->
-            line.trim().split(": ", limit = 2).takeIf { it.size == 2 }
-        }.associate { it[0] to it[1] }
+        val battery = HashMap<String, String>()
+        val lines = FIELD.matcher(said("dumpsys", "battery"))
+        while (lines.find()) battery[lines.group(1)!!] = lines.group(2)!!
+        val thermal = THERMAL.matcher(said("dumpsys", "thermalservice"))
         val saver = said("settings", "get", "global", "low_power").trim()
         return Conditions(
             temperatureC = battery["temperature"]?.toIntOrNull()?.let { it / 10.0 },
             battery = battery["level"]?.let { "$it % ${STATES[battery["status"]] ?: ""}".trim() },
             batterySaver = if (saver in setOf("0", "1")) saver == "1" else null,
-            thermalStatus = THERMAL.find(said("dumpsys", "thermalservice"))?.groupValues?.get(1)?.toInt(),
+            thermalStatus = if (thermal.find()) thermal.group(1)!!.toInt() else null,
         )
     }
 
     private fun emulator(): String? = when {
-        System.getProperty("java.vm.name") != "Dalvik" -> "${System.getProperty("java.vm.name")} on ${System.getProperty("os.arch")}"
-        property("ro.kernel.qemu") == "1" || property("ro.hardware") in setOf("ranchu", "goldfish") -> "the Android emulator"
+        System.getProperty("java.vm.name") != "Dalvik" -> System.getProperty("java.vm.name")
+        property("ro.kernel.qemu") == "1" || property("ro.hardware") in EMULATORS -> "the Android emulator"
         else -> null
     }
 
@@ -54,7 +56,9 @@ class ShellHost : Host {
 
     private companion object {
         const val ANSWER_S = 10L
+        val EMULATORS = setOf("ranchu", "goldfish")
         val STATES = mapOf("2" to "charging", "3" to "discharging", "4" to "not charging", "5" to "full")
-        val THERMAL = Regex("Thermal Status: (\\d)")
+        val FIELD: Pattern = Pattern.compile("^ *(\\w+): (.+)$", Pattern.MULTILINE)
+        val THERMAL: Pattern = Pattern.compile("Thermal Status: (\\d)")
     }
 }
