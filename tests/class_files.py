@@ -84,15 +84,22 @@ def of_jar(jar: Path) -> dict[str, ClassFile]:
 
 
 def lacking(users: Iterable[ClassFile], library: dict[str, ClassFile], packages: tuple[str, ...]) -> set[str]:
-    """Members of these packages that are used and that the library does not have: "class.name"."""
+    """Members of these packages that are used, or inherited, and that the library does not have: "class.name"."""
+    mine = {one.name: one for one in users}
 
     def has(name: str, member: tuple[str, str]) -> bool:
-        one = library.get(name)
+        one = mine.get(name) or library.get(name)
         return one is not None and (member in one.own or any(has(above, member) for above in one.above))
 
+    def origin(name: str) -> str:
+        """The first superclass that is not the users' own."""
+        while name in mine:
+            name = mine[name].above[0]
+        return name
+
     return {
-        f"{owner}.{name}"
-        for user in users
+        f"{origin(owner)}.{name}"
+        for user in mine.values()
         for owner, name, descriptor in user.used
-        if owner.startswith(packages) and not has(owner, (name, descriptor))
+        if origin(owner).startswith(packages) and not has(owner, (name, descriptor))
     }

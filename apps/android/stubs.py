@@ -13,6 +13,8 @@ JDK = re.compile(r"^(java|javax\.(net|crypto|security|sql|xml)|org\.w3c|org\.xml
 NOT_IN_JDK = ("javax.microedition", "java.lang.invoke.VarHandle.AccessDescriptor")
 ZERO = {"int": "0", "long": "0L", "short": "(short) 0", "byte": "(byte) 0", "char": "(char) 0", "float": "0f"}
 ZERO |= {"double": "0d", "boolean": "false"}
+BOXES = {"int": "Integer", "char": "Character"}
+"""the others are called as their type, with a capital"""
 STUB = 'throw new RuntimeException("Stub!");'
 SUPER = {
     "java.io.FileInputStream": "super((java.io.FileDescriptor) null); ",
@@ -210,7 +212,9 @@ def _field(body: str) -> str:
         elif kind in ("char", "byte", "short"):
             value = f"({kind}) {value}"
     elif "final" in declared:
-        value = ZERO.get(kind, "null")
+        # no constant: a compiler would put the zero itself in the place of SDK_INT
+        box = BOXES.get(kind, kind.capitalize())
+        value = f"{box}.valueOf({ZERO[kind]})" if kind in ZERO else "null"
     return f"{declared} = {value};" if value else f"{declared};"
 
 

@@ -21,7 +21,7 @@ import org.dap.engine.NoRuntime
  * Does a job of a computer (targets/devices/adb.py): `am start -n …/org.dap.classifier.JobActivity --es job ID`.
  *
  * The job's files lie in files/jobs/ID. There it leaves result.json, or error.json: {"error": text, "runtime": whether
- * it is the runtime that is missing}; meanwhile progress.json: {"progress": [what, done, total], "at": a rising number}.
+ * it is the runtime that is missing}; meanwhile progress.json: {"progress": [what, done, total], "at": rising}.
  */
 class JobActivity : Activity() {
     private lateinit var host: AppHost

@@ -113,8 +113,10 @@ class MainActivity : Activity() {
     private fun show(model: Loaded) {
         loaded = model
         for (id in listOf(R.id.camera, R.id.photo, R.id.card, R.id.check)) find<View>(id).isEnabled = true
-        find<View>(R.id.role).visibility = if (Role.DENSE in model.programs) View.VISIBLE else View.GONE
-        if (role == Role.DENSE && Role.DENSE in model.programs) find<RadioButton>(R.id.dense).isChecked = true
+        val both = Role.DENSE in model.programs
+        find<View>(R.id.role).visibility = if (both) View.VISIBLE else View.GONE
+        if (role == Role.DENSE && both) find<RadioButton>(R.id.dense).isChecked = true
+        if (both) boughtTitle().addView(Views.quiet(this, getString(R.string.bought_soon)))
         val status = getString(R.string.ready, model.engine.runtime, model.engine.version, Models.THREADS)
         val proofs = if (model.engine.isForProofs) "\n" + getString(R.string.proofs, model.engine.version) else ""
         find<TextView>(R.id.status).text = status + proofs
@@ -310,11 +312,17 @@ class MainActivity : Activity() {
         runOnUiThread { showBought(model, dense.sizeBytes, found) }
     }
 
-    private fun showBought(model: Loaded, denseBytes: Long, times: Map<Role, LatencyResult>) {
+    /** The list, with nothing in it but its title. */
+    private fun boughtTitle(): LinearLayout {
         val list = find<LinearLayout>(R.id.bought)
         list.removeAllViews()
         list.visibility = View.VISIBLE
         list.addView(Views.title(this, getString(R.string.bought)))
+        return list
+    }
+
+    private fun showBought(model: Loaded, denseBytes: Long, times: Map<Role, LatencyResult>) {
+        val list = boughtTitle()
         val (slow, fast) = times.getValue(Role.DENSE).p50Ms to times.getValue(Role.PRUNED).p50Ms
         val gain = if (slow >= fast) getString(R.string.faster, Format.digits(slow / fast))
         else getString(R.string.slower, Format.digits(fast / slow))
