@@ -139,9 +139,7 @@ def build_apk(apps: Path = APPS) -> Path:
         raise EnvironmentLacks(done.stderr.strip().rsplit("error: ", 1)[-1])
     assert done.returncode == 0, f"apps/android does not build:\n{done.stderr}"
     console.tell(f"app: {apk}, {decimal(apk.stat().st_size)}")
-    console.tell(
-        "it carries TFLite 2.14, which is slow: for trying; Android Studio builds it with LiteRT 2"
-    )
+    console.tell("it carries TFLite 2.14, which is slow: for trying; Android Studio builds it with LiteRT 2")
     console.tell(f"next: adb install -r {apk}")
     return apk
 
