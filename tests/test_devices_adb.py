@@ -1,6 +1,8 @@
 """Android phones over adb: what stands in for the phone is said in android_phone.py. No real phone has been tried."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -16,8 +18,9 @@ from conftest import BRIEF, context_of
 
 from pipeline import stages
 from targets import TARGETS
-from targets.devices import adb, adb_connection, drivers
+from targets.devices import adb, adb_connection, browser, drivers
 from targets.devices.adb import Adb, AdbBrowser
+from targets.devices.adb_connection import AdbConnection
 from targets.devices.job import DeviceError, FormatUnavailable
 from targets.formats import FORMATS
 
@@ -283,6 +286,45 @@ def test_the_phones_browser_is_no_more_than_a_cable_away(fake, monkeypatch):
     fake.answer("shell -T am start", "echo 'Error: Activity not started, unable to resolve Intent'")
     with pytest.raises(DeviceError, match=r"opens no page .*has it a browser"):
         AdbBrowser.connect("P1", silent)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_job_is_done_in_the_browser_that_am_opens(fake, tmp_path):
+    """The phone's browser is this machine's here; what the cable carries, adb's own, is the real one's matter."""
+    program = browser._find_chromium()
+    if not program or not shutil.which("npm"):
+        pytest.skip("no Chromium, or no Node.js")
+    flags = [flag for flag in browser._flags() if "pipe" not in flag]
+    opened = f"setsid {program} {' '.join(flags)} --user-data-dir={tmp_path}/profile"
+    url = 'said="$*"; url=${said#*-d }; url=${url%% *}'
+    fake.answer("shell -T am start", f'{url}; {opened} "$url" >/dev/null 2>&1 </dev/null & echo $! > {tmp_path}/pid')
+    try:
+        device = drivers.connect(TARGETS["web"], "adb:P1", silent)
+        assert "Chrom" in device.name
+        folder = tmp_path / "job"
+        job = board_jobs.make_job(folder, board_jobs.tflite_file(), FORMATS["tflite"].load, "tflite")
+        result = device.run(job, folder, silent)
+        device.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int((tmp_path / "pid").read_text()), 9)
+    assert result.golden_error < 1e-4
+    assert result.top1 == 1
+
+
+@pytest.mark.slow
+@pytest.mark.android
+def test_a_port_is_reached_from_the_phone_as_long_as_it_is_wanted(phone):
+    connection = AdbConnection(SERIAL)
+
+    def listed():
+        return connection._adb(["-s", SERIAL, "reverse", "--list"], 10)
+
+    connection.reverse(8899)
+    assert "tcp:8899 tcp:8899" in listed()
+    connection.unreverse(8899)
+    assert "8899" not in listed()
 
 
 def test_without_a_device_nothing_is_measured():

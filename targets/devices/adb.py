@@ -115,9 +115,9 @@ class Adb:
     def _by_runner(self, job: Job, files: list[Path], there: str, longest_s: float, progress: Progress) -> DeviceResult:
         library = RUNNER / self._abi / "libtensorflowlite_jni.so"
         self._phone.push([*files, RUNNER / "runner.jar", library], there)
-        command = (
-            f"cd {there} && CLASSPATH={there}/runner.jar LD_LIBRARY_PATH={there} app_process {there} {PROGRAM} {there}"
-        )
+        # Android 14 refuses code that could be written to
+        variables = f"CLASSPATH={there}/runner.jar LD_LIBRARY_PATH={there}"
+        command = f"cd {there} && chmod 444 runner.jar && {variables} app_process {there} {PROGRAM} {there}"
         moved_at = time.monotonic()
         failed: DeviceError | None = None
         try:

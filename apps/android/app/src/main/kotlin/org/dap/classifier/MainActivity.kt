@@ -126,7 +126,11 @@ class MainActivity : Activity() {
             val error = golden.error?.let { Format.digits(it) }
             notice(if (error == null) getString(R.string.golden_nan) else getString(R.string.golden_bad, error, limit))
         }
-        if (live) startCamera() else model.pictures.firstOrNull()?.let { ask(it, null) }
+        if (live) return startCamera()
+        val picture = model.pictures.firstOrNull() ?: return
+        val size = model.manifest.input
+        find<ImageView>(R.id.picture).setImageBitmap(Pictures.bitmap(picture, size.width, size.height))
+        ask(picture, null)
     }
 
     private fun choose(chosen: Role) {
@@ -141,7 +145,8 @@ class MainActivity : Activity() {
 
     private fun ask(picture: ByteArray, size: Pixels?) {
         latest = picture
-        val program = loaded?.programs?.get(role) ?: return
+        val programs = loaded?.programs ?: return
+        val program = programs[role] ?: programs.getValue(Role.PRUNED)
         Models.worker.execute {
             try {
                 program.prepare(picture)
@@ -296,6 +301,7 @@ class MainActivity : Activity() {
     /** On the worker: a short look at both in turn. */
     private fun bought(model: Loaded) {
         val dense = model.manifest.file(model.engine.format, Role.DENSE) ?: return
+        model.times?.let { return runOnUiThread { showBought(model, dense.sizeBytes, it) } }
         val picture = model.pictures.firstOrNull() ?: return
         val times = model.programs.mapValues { LongArray(ROUNDS) }
         for (program in model.programs.values) program.prepare(picture)
@@ -309,6 +315,7 @@ class MainActivity : Activity() {
         }
         val seconds = (System.nanoTime() - begin) / 1e9
         val found = times.mapValues { summarise(it.value, seconds, ROUNDS) }
+        model.times = found
         runOnUiThread { showBought(model, dense.sizeBytes, found) }
     }
 

@@ -10,12 +10,13 @@ import java.util.concurrent.Executors
 import org.dap.core.ArtifactFile
 import org.dap.core.Fault
 import org.dap.core.GoldenCheck
+import org.dap.core.LatencyResult
 import org.dap.core.MANIFEST
 import org.dap.core.Manifest
 import org.dap.core.Program
 import org.dap.core.ResizeRule
 import org.dap.core.Role
-import org.dap.core.resize
+import org.dap.core.rgb
 import org.dap.core.sha256Of
 import org.dap.engine.LiteRt
 
@@ -30,6 +31,9 @@ class Loaded(
     val pictures: List<ByteArray>,
     val golden: GoldenCheck,
 ) {
+    /** of a short look at both; null until it was taken */
+    @Volatile var times: Map<Role, LatencyResult>? = null
+
     fun file(role: Role): ArtifactFile = manifest.file(engine.format, role)!!
 }
 
@@ -59,7 +63,11 @@ object Models {
         val pictures = manifest.golden.map { golden ->
             val content = bytes(context, golden.file)
             if (sha256Of(content) != golden.sha256) throw Fault("${golden.file} is damaged (its checksum differs)")
-            resize(Pictures.decode(content).pixels, rule)
+            val picture = Pictures.decode(content).pixels
+            if (picture.width != manifest.input.width || picture.height != manifest.input.height) {
+                throw Fault("${golden.file} has not the model's size")
+            }
+            rgb(picture)
         }
         val program = programs.getValue(Role.PRUNED)
         val golden = GoldenCheck.of(manifest, pruned.file, pictures.map { program.logits(it) })

@@ -72,6 +72,16 @@ object Pictures {
         return Photo(pixels, preview(bitmap, turned))
     }
 
+    /** To show: RGB (H, W, 3). */
+    fun bitmap(picture: ByteArray, width: Int, height: Int): Bitmap {
+        val pixels = IntArray(width * height) { i ->
+            var pixel = 255
+            for (colour in 0 until 3) pixel = pixel shl 8 or (picture[3 * i + colour].toInt() and 255)
+            pixel
+        }
+        return Bitmap.createBitmap(pixels, width, height, Bitmap.Config.ARGB_8888)
+    }
+
     private fun orientation(content: ByteArray): Int = try {
         ExifInterface(ByteArrayInputStream(content)).getAttributeInt(ExifInterface.TAG_ORIENTATION, 1)
     } catch (error: IOException) {

@@ -20,6 +20,9 @@ class ResizeRule(
     companion object {
         /** What of the manifest's rule is a parameter; the rest describes in words what stands here. Throws Fault. */
         fun of(input: InputSpec): ResizeRule {
+            if (input.color != "RGB" || input.range != 0.0 to 255.0) {
+                throw Fault("$MANIFEST: input is ${input.color} in ${input.range}, this app gives RGB from 0 to 255")
+            }
             val rule = Fields(input.resize, Item(input.resize, "$MANIFEST: input.resize"))
             val name = rule["interpolation"].text()
             val size = rule["centre_crop"].count()
@@ -78,6 +81,13 @@ class Plan(width: Int, height: Int, rule: ResizeRule) {
     }
 
     private fun halfToEven(value: Double) = Math.rint(value).toInt()
+}
+
+/** RGB (H, W, 3) of a picture as it is, for what has the model's size already. */
+fun rgb(source: Pixels): ByteArray {
+    val pixels = IntArray(source.width * source.height)
+    source.rows(0, source.height, pixels)
+    return ByteArray(3 * pixels.size) { (pixels[it / 3] shr 16 - 8 * (it % 3)).toByte() }
 }
 
 private const val ONE = 1 shl 22

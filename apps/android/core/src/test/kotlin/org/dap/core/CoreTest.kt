@@ -28,6 +28,25 @@ class CoreTest {
     }
 
     @Test
+    fun aPictureOfTheModelsSizeStaysAsItIs() {
+        val frame = grey(0)
+        assertContentEquals(ByteArray(24) { (10 * (it / 3)).toByte() }, rgb(frame))
+        val rule = mapOf<String, Any?>(
+            "shorter_side" to 4L, "longer_side" to "", "interpolation" to "bicubic", "centre_crop" to 4L,
+        )
+        ResizeRule.of(InputSpec(4, 4, "RGB", 0.0 to 255.0, rule))
+        for (input in listOf(
+            InputSpec(4, 4, "BGR", 0.0 to 255.0, rule),
+            InputSpec(4, 4, "RGB", 0.0 to 1.0, rule),
+            InputSpec(4, 5, "RGB", 0.0 to 255.0, rule),
+            InputSpec(4, 4, "RGB", 0.0 to 255.0, rule + ("interpolation" to "nearest")),
+            InputSpec(4, 4, "RGB", 0.0 to 255.0, rule + ("shorter_side" to 3L)),
+        )) {
+            assertTrue(assertFailsWith<Fault> { ResizeRule.of(input) }.message!!.isNotEmpty())
+        }
+    }
+
+    @Test
     fun coloursAreThoseOfJpeg() {
         fun pixel(y: Int, u: Int, v: Int): List<Int> {
             val planes = listOf(y, u, v).map { value -> Plane(ByteArray(4) { value.toByte() }, 2, 1) }
