@@ -379,6 +379,10 @@ def test_the_apk_is_signed_aligned_and_says_what_it_is(built):
         assert line in badging
     assert re.findall(r"uses-permission: name='(.*?)'", badging) == ["android.permission.CAMERA"]
     tool(programs.programs / "zipalign", "-c", "-p", "4", apk)
+    described = tool(programs.programs / "aapt", "dump", "xmltree", apk, "AndroidManifest.xml")
+    assert re.search(r"extractNativeLibs\S*=\(type 0x12\)0x0$", described, re.M), (
+        "the libraries are mapped from the .apk"
+    )
 
 
 @pytest.mark.slow

@@ -178,9 +178,10 @@ def _resources(tools: Tools, linked: Path, generated: Path) -> None:
         [tools.programs / "aapt2", "compile", "--dir", HERE / "app/src/main/res", "-o", compiled], "aapt2", environment
     )
     manifest = BUILD / "AndroidManifest.xml"
-    # Gradle takes the package from its own file, aapt2 from here.
+    # Gradle has both from its own file.
     text = (HERE / "app/src/main/AndroidManifest.xml").read_text()
-    manifest.write_text(text.replace("<manifest ", f'<manifest package="{PACKAGE}" ', 1))
+    text = text.replace("<manifest ", f'<manifest package="{PACKAGE}" ', 1)
+    manifest.write_text(text.replace("<application", '<application android:extractNativeLibs="false"', 1))
     shutil.rmtree(generated, ignore_errors=True)
     _run(
         [tools.programs / "aapt2", "link", "-I", tools.resources, "--manifest", manifest, "-o", linked, "--java",

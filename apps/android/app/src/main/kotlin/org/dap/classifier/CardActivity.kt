@@ -4,13 +4,10 @@ import android.app.Activity
 import android.os.Bundle
 import android.widget.LinearLayout
 import org.dap.core.Check
-import org.dap.core.Fault
 import org.dap.core.Format
 import org.dap.core.GoldenCheck
 import org.dap.core.Measured
-import org.dap.core.Refused
 import org.dap.core.Role
-import org.dap.engine.NoRuntime
 
 /** The model's card: what the manifest says of it, and what runs it here. */
 class CardActivity : Activity() {
@@ -21,18 +18,10 @@ class CardActivity : Activity() {
             try {
                 val model = Models.load(this)
                 runOnUiThread { show(model) }
-            } catch (error: Fault) {
-                problem(error.message)
-            } catch (error: Refused) {
-                problem(error.message)
-            } catch (error: NoRuntime) {
-                problem(error.message)
+            } catch (error: Unusable) {
+                runOnUiThread { content().addView(Views.notice(this, error.message.orEmpty())) }
             }
         }
-    }
-
-    private fun problem(text: String?) = runOnUiThread {
-        content().addView(Views.notice(this, getString(R.string.no_model, text)))
     }
 
     private fun content(): LinearLayout = findViewById(R.id.content)

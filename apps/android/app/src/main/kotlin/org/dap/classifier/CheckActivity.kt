@@ -10,7 +10,6 @@ import android.widget.LinearLayout
 import android.widget.ProgressBar
 import android.widget.TextView
 import org.dap.core.Conditions
-import org.dap.core.Fault
 import org.dap.core.Format
 import org.dap.core.GoldenCheck
 import org.dap.core.LatencyResult
@@ -21,7 +20,6 @@ import org.dap.core.Stopped
 import org.dap.core.argmax
 import org.dap.core.time
 import org.dap.core.writeJson
-import org.dap.engine.NoRuntime
 
 /** The golden pictures, the time of an inference, and what may slow this phone down; the result as JSON. */
 class CheckActivity : Activity() {
@@ -69,11 +67,9 @@ class CheckActivity : Activity() {
                 ""
             } catch (error: Stopped) {
                 getString(R.string.check_stopped)
-            } catch (error: Fault) {
-                getString(R.string.check_failed, error.message)
+            } catch (error: Unusable) {
+                error.message.orEmpty()
             } catch (error: Refused) {
-                getString(R.string.check_failed, error.message)
-            } catch (error: NoRuntime) {
                 getString(R.string.check_failed, error.message)
             }
             runOnUiThread {

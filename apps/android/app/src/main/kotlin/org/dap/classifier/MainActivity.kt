@@ -2,39 +2,29 @@ package org.dap.classifier
 
 import android.Manifest
 import android.app.Activity
+import android.content.ActivityNotFoundException
 import android.content.Intent
 import android.content.pm.PackageManager
 import android.graphics.Bitmap
 import android.net.Uri
 import android.os.Build
 import android.os.Bundle
-import android.os.SystemClock
 import android.provider.Settings
 import android.view.View
 import android.view.WindowManager
 import android.widget.Button
 import android.widget.ImageView
-import android.widget.LinearLayout
-import android.widget.ProgressBar
 import android.widget.RadioButton
 import android.widget.RadioGroup
 import android.widget.TextView
 import java.util.concurrent.atomic.AtomicBoolean
-import kotlin.math.roundToInt
-import org.dap.core.Fault
 import org.dap.core.Format
 import org.dap.core.Frame
 import org.dap.core.GoldenCheck
-import org.dap.core.LatencyResult
 import org.dap.core.Pixels
 import org.dap.core.Refused
 import org.dap.core.Role
-import org.dap.core.best
-import org.dap.core.percentile
 import org.dap.core.resize
-import org.dap.core.softmax
-import org.dap.core.summarise
-import org.dap.engine.NoRuntime
 
 /** The camera or a photo, and what the model says of it. */
 class MainActivity : Activity() {
@@ -46,9 +36,7 @@ class MainActivity : Activity() {
     /** what the model was last asked about, to ask the other one */
     private var latest: ByteArray? = null
     private val busy = AtomicBoolean(false)
-    private val takenMs = ArrayDeque<Double>()
-    private val framesAt = ArrayDeque<Long>()
-    private var spokenAt = 0L
+    private val answer = Answer(this)
 
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
@@ -88,25 +76,18 @@ class MainActivity : Activity() {
     // the model
 
     private fun load() {
-        val problem = try {
+        try {
             val model = Models.load(this)
             runOnUiThread { show(model) }
-            bought(model)
-            return
-        } catch (error: NoRuntime) {
-            getString(R.string.no_runtime, error.message)
-        } catch (error: Fault) {
-            getString(R.string.no_model, error.message)
-        } catch (error: Refused) {
-            getString(R.string.no_model, error.message)
-        } catch (error: NoPicture) {
-            getString(R.string.no_model, getString(error.text))
-        } catch (error: OutOfMemoryError) {
-            getString(R.string.no_runtime, getString(R.string.picture_too_large))
-        }
-        runOnUiThread {
-            notice(problem)
-            find<TextView>(R.id.status).text = ""
+            Bought.take(model)
+            runOnUiThread { Bought.show(find(R.id.bought), model) }
+        } catch (error: Unusable) {
+            runOnUiThread {
+                notice(error.message)
+                find<TextView>(R.id.status).text = ""
+            }
+        } catch (error: Refused) { // in the look at both
+            runOnUiThread { notice(getString(R.string.no_model, error.message)) }
         }
     }
 
@@ -116,7 +97,7 @@ class MainActivity : Activity() {
         val both = Role.DENSE in model.programs
         find<View>(R.id.role).visibility = if (both) View.VISIBLE else View.GONE
         if (role == Role.DENSE && both) find<RadioButton>(R.id.dense).isChecked = true
-        if (both) boughtTitle().addView(Views.quiet(this, getString(R.string.bought_soon)))
+        Bought.show(find(R.id.bought), model)
         val status = getString(R.string.ready, model.engine.runtime, model.engine.version, Models.THREADS)
         val proofs = if (model.engine.isForProofs) "\n" + getString(R.string.proofs, model.engine.version) else ""
         find<TextView>(R.id.status).text = status + proofs
@@ -136,7 +117,7 @@ class MainActivity : Activity() {
     private fun choose(chosen: Role) {
         if (chosen == role) return
         role = chosen
-        takenMs.clear()
+        answer.restart()
         val picture = latest
         if (!live && picture != null) ask(picture, null)
     }
@@ -145,15 +126,15 @@ class MainActivity : Activity() {
 
     private fun ask(picture: ByteArray, size: Pixels?) {
         latest = picture
-        val programs = loaded?.programs ?: return
-        val program = programs[role] ?: programs.getValue(Role.PRUNED)
+        val model = loaded ?: return
+        val program = model.programs[role] ?: model.programs.getValue(Role.PRUNED)
         Models.worker.execute {
             try {
                 program.prepare(picture)
                 val begin = System.nanoTime()
                 val logits = program.run()
                 val ms = (System.nanoTime() - begin) / 1e6
-                runOnUiThread { answer(logits, ms, size) }
+                runOnUiThread { answer.show(model.manifest.labels, logits, ms, size, live) }
             } catch (error: Refused) {
                 runOnUiThread { notice(getString(R.string.no_model, error.message)) }
             } finally {
@@ -162,56 +143,15 @@ class MainActivity : Activity() {
         }
     }
 
-    private fun answer(logits: FloatArray, ms: Double, size: Pixels?) {
-        val labels = loaded?.manifest?.labels ?: return
-        val shares = softmax(logits)
-        val places = best(logits, minOf(SHOWN, labels.size))
-        val list = find<LinearLayout>(R.id.answers)
-        while (list.childCount < places.size) layoutInflater.inflate(R.layout.answer, list)
-        for ((i, place) in places.withIndex()) {
-            val row = list.getChildAt(i)
-            val (name, share) = Format.label(labels[place]) to Format.percent(shares[place].toDouble())
-            row.findViewById<TextView>(R.id.name).text = name
-            row.findViewById<TextView>(R.id.share).text = share
-            row.findViewById<ProgressBar>(R.id.bar).progress = (1000 * shares[place]).roundToInt()
-            row.contentDescription = getString(R.string.answer_row, name, share)
-        }
-        figures(ms, size)
-        val first = Format.label(labels[places[0]])
-        speak(getString(R.string.answer_row, first, Format.percent(shares[places[0]].toDouble(), 0)))
-    }
-
-    /** A voice that follows every frame could not be listened to. */
-    private fun speak(words: String) {
-        val now = SystemClock.elapsedRealtime()
-        if (live && now - spokenAt < SPEAK_MS) return
-        spokenAt = now
-        find<View>(R.id.answers).announceForAccessibility(words)
-    }
-
-    private fun figures(ms: Double, size: Pixels?) {
-        takenMs.addLast(ms)
-        if (takenMs.size > KEPT) takenMs.removeFirst()
-        val text = find<TextView>(R.id.figures)
-        if (!live) {
-            text.text = if (size == null) Format.milliseconds(ms)
-            else getString(R.string.figures_photo, Format.milliseconds(ms), size.width, size.height)
-            return
-        }
-        framesAt.addLast(SystemClock.elapsedRealtimeNanos())
-        if (framesAt.size > KEPT) framesAt.removeFirst()
-        val span = (framesAt.last() - framesAt.first()) / 1e9
-        val rate = if (span > 0) (framesAt.size - 1) / span else 0.0
-        val median = percentile(takenMs.toDoubleArray().sortedArray(), 0.5)
-        text.text = getString(R.string.figures, Format.milliseconds(median), Format.digits(rate))
-    }
-
     private fun choosePhoto() {
         stopCamera()
         val pick = if (Build.VERSION.SDK_INT >= 33) Intent(PICK_IMAGES).setType("image/*")
         else Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("image/*")
-        if (pick.resolveActivity(packageManager) == null) return notice(getString(R.string.no_picture))
-        startActivityForResult(pick, PHOTO)
+        try {
+            startActivityForResult(pick, PHOTO)
+        } catch (error: ActivityNotFoundException) {
+            notice(getString(R.string.no_picker))
+        }
     }
 
     override fun onActivityResult(request: Int, result: Int, data: Intent?) {
@@ -230,6 +170,8 @@ class MainActivity : Activity() {
                 }
             } catch (error: NoPicture) {
                 runOnUiThread { notice(getString(error.text)) }
+            } catch (error: Unusable) {
+                runOnUiThread { notice(error.message) }
             } catch (error: OutOfMemoryError) {
                 runOnUiThread { notice(getString(R.string.picture_too_large)) }
             }
@@ -246,8 +188,7 @@ class MainActivity : Activity() {
         }
         live = true
         window.addFlags(WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON)
-        takenMs.clear()
-        framesAt.clear()
+        answer.restart()
         camera?.stop()
         camera = Camera(this, { !busy.get() }, { take(it) }, { text ->
             runOnUiThread {
@@ -296,64 +237,6 @@ class MainActivity : Activity() {
         }
     }
 
-    // what pruning bought
-
-    /** On the worker: a short look at both in turn. */
-    private fun bought(model: Loaded) {
-        val dense = model.manifest.file(model.engine.format, Role.DENSE) ?: return
-        model.times?.let { return runOnUiThread { showBought(model, dense.sizeBytes, it) } }
-        val picture = model.pictures.firstOrNull() ?: return
-        val times = model.programs.mapValues { LongArray(ROUNDS) }
-        for (program in model.programs.values) program.prepare(picture)
-        val begin = System.nanoTime()
-        for (round in -WARMUP until ROUNDS) {
-            for ((role, program) in model.programs) {
-                val start = System.nanoTime()
-                program.run()
-                if (round >= 0) times.getValue(role)[round] = System.nanoTime() - start
-            }
-        }
-        val seconds = (System.nanoTime() - begin) / 1e9
-        val found = times.mapValues { summarise(it.value, seconds, ROUNDS) }
-        model.times = found
-        runOnUiThread { showBought(model, dense.sizeBytes, found) }
-    }
-
-    /** The list, with nothing in it but its title. */
-    private fun boughtTitle(): LinearLayout {
-        val list = find<LinearLayout>(R.id.bought)
-        list.removeAllViews()
-        list.visibility = View.VISIBLE
-        list.addView(Views.title(this, getString(R.string.bought)))
-        return list
-    }
-
-    private fun showBought(model: Loaded, denseBytes: Long, times: Map<Role, LatencyResult>) {
-        val list = boughtTitle()
-        val (slow, fast) = times.getValue(Role.DENSE).p50Ms to times.getValue(Role.PRUNED).p50Ms
-        val gain = if (slow >= fast) getString(R.string.faster, Format.digits(slow / fast))
-        else getString(R.string.slower, Format.digits(fast / slow))
-        fun row(name: Int, gain: String, dense: String, pruned: String) {
-            list.addView(Views.body(this, getString(R.string.bought_row, getString(name), gain, dense, pruned)))
-        }
-        row(R.string.bought_time, gain, Format.milliseconds(slow), Format.milliseconds(fast))
-        val (large, small) = denseBytes.toDouble() to model.file(Role.PRUNED).sizeBytes.toDouble()
-        row(R.string.bought_size, Format.change(large, small), Format.bytes(large), Format.bytes(small))
-        val (params, dense) = model.manifest.params to model.manifest.paramsDense
-        if (params != null && dense != null) {
-            val (now, was) = params.toDouble() to dense.toDouble()
-            row(R.string.bought_params, Format.change(was, now), Format.count(was), Format.count(now))
-        }
-        val (still, right) = model.file(Role.PRUNED).measured?.top1 to model.file(Role.DENSE).measured?.top1
-        if (still != null && right != null) {
-            val (before, now) = Format.percent(right / 100) to Format.percent(still / 100)
-            row(R.string.bought_top1, Format.points(right, still), before, now)
-        }
-        times.values.firstNotNullOfOrNull { it.whyInvalid }?.let {
-            list.addView(Views.quiet(this, getString(R.string.bought_rough, it)))
-        }
-    }
-
     // words
 
     private fun notice(text: String?) {
@@ -372,12 +255,5 @@ class MainActivity : Activity() {
         const val DENSE = "dense"
         const val PHOTO = 1
         const val PERMISSION = 2
-        const val SHOWN = 5
-        const val SPEAK_MS = 2500L
-        const val WARMUP = 3
-        const val ROUNDS = 24
-
-        /** inferences that the median is of */
-        const val KEPT = 50
     }
 }

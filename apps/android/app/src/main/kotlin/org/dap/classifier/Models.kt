@@ -14,11 +14,13 @@ import org.dap.core.LatencyResult
 import org.dap.core.MANIFEST
 import org.dap.core.Manifest
 import org.dap.core.Program
+import org.dap.core.Refused
 import org.dap.core.ResizeRule
 import org.dap.core.Role
 import org.dap.core.rgb
 import org.dap.core.sha256Of
 import org.dap.engine.LiteRt
+import org.dap.engine.NoRuntime
 
 /** The model in this app, loaded: what stands in assets/model, and nothing else. */
 class Loaded(
@@ -37,6 +39,9 @@ class Loaded(
     fun file(role: Role): ArtifactFile = manifest.file(engine.format, role)!!
 }
 
+/** The model cannot be used here; the message is a sentence for whoever holds the phone. */
+class Unusable(message: String) : Exception(message)
+
 object Models {
     /** As targets/__init__.py has it for phones. */
     const val THREADS = 2
@@ -47,8 +52,18 @@ object Models {
     private const val FOLDER = "model"
     private var loaded: Loaded? = null
 
-    /** On the worker. Throws Fault, Refused, NoRuntime; what was loaded once stays. */
-    fun load(context: Context): Loaded = loaded ?: read(context).also { loaded = it }
+    /** On the worker. What was loaded once stays. Throws Unusable. */
+    fun load(context: Context): Loaded = loaded ?: try {
+        read(context).also { loaded = it }
+    } catch (error: NoRuntime) {
+        throw Unusable(context.getString(R.string.no_runtime, error.message))
+    } catch (error: Fault) {
+        throw Unusable(context.getString(R.string.no_model, error.message))
+    } catch (error: Refused) {
+        throw Unusable(context.getString(R.string.no_model, error.message))
+    } catch (error: OutOfMemoryError) {
+        throw Unusable(context.getString(R.string.no_runtime, context.getString(R.string.memory_full)))
+    }
 
     private fun read(context: Context): Loaded {
         val manifest = Manifest.read(bytes(context, MANIFEST))
@@ -63,7 +78,11 @@ object Models {
         val pictures = manifest.golden.map { golden ->
             val content = bytes(context, golden.file)
             if (sha256Of(content) != golden.sha256) throw Fault("${golden.file} is damaged (its checksum differs)")
-            val picture = Pictures.decode(content).pixels
+            val picture = try {
+                Pictures.decode(content).pixels
+            } catch (error: NoPicture) {
+                throw Fault("${golden.file} is no picture that this phone can read")
+            }
             if (picture.width != manifest.input.width || picture.height != manifest.input.height) {
                 throw Fault("${golden.file} has not the model's size")
             }
