@@ -43,7 +43,8 @@ class Answer(private val activity: Activity) {
         val text = activity.findViewById<TextView>(R.id.figures)
         text.text = if (live) pace(ms) else figure(ms, size)
         val first = Format.label(labels[places[0]])
-        speak(list, activity.getString(R.string.answer_row, first, Format.percent(shares[places[0]].toDouble(), 0)), live)
+        val percent = Format.percent(shares[places[0]].toDouble(), 0)
+        speak(list, activity.getString(R.string.answer_row, first, percent), live)
     }
 
     /** A voice that follows every frame could not be listened to. */
