@@ -244,14 +244,14 @@ def deploy(
 
 @app.command("app", epilog=EXIT_CODES)
 def open_app(
-    target: Annotated[str, typer.Option(help="web, rpi4 or rpi5.")] = "web",
+    target: Annotated[str, typer.Option(help="web, android, rpi4 or rpi5.")] = "web",
     run: Annotated[
         str | None, typer.Option(help="Deploy this run's model into it first.  \\[default: the model that it has]")
     ] = None,
     address: Annotated[str, typer.Option(help="web: to serve at; 0.0.0.0 lets your network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="web: port to serve at.")] = 8080,
 ) -> None:
-    """Build the demo app for TARGET. web: and serve it; rpi4, rpi5: into an archive for the board.
+    """Build the demo app for TARGET. web: and serve it; rpi4, rpi5: into an archive for the board; android: an .apk.
 
     An app without a model gets that of RUN, or of the latest run; without any run the demo's is trained first.
     """
@@ -268,6 +268,8 @@ def open_app(
             raise typer.Exit(code)
     if name == "raspberry-pi":
         apps.pack_for_board(target, sessions.RUNS)
+    elif name == "android":
+        apps.build_apk()
     else:
         apps.serve(address, port)
 

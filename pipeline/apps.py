@@ -1,7 +1,9 @@
-"""Putting what a target ships into the folder of the app that runs it, and the Raspberry Pi's app into one archive."""
+"""Putting what a target ships into the folder of the app that runs it; the apps that become one file."""
 
 import contextlib
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -16,8 +18,16 @@ from targets.devices.ssh import PACKAGE
 from targets.formats import boards
 
 APPS = Path("apps")
-MODEL = {"web": Path("web/public/model"), "raspberry-pi": Path("raspberry-pi/model")}
+MODEL = {
+    "web": Path("web/public/model"),
+    "raspberry-pi": Path("raspberry-pi/model"),
+    "android": Path("android/model"),
+}
 """app -> the folder below APPS that it reads its manifest from"""
+NAMED = (".run", "android")
+"""file in which an app's model says what run it is of, and the app that wants to know"""
+LACKING = 3
+"""what apps/android/build.py ends with where something cannot be had"""
 BUNDLE = "classifier"
 """the folder that the Raspberry Pi's archive unpacks into"""
 APP_FILES = ("classify", "install.sh", "classifier.service")
@@ -45,6 +55,8 @@ def install(artifacts: Path, app: str, apps: Path = APPS) -> Path | None:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (artifacts / name).is_dir() else shutil.copy
             copy(artifacts / name, partial / name)
+        if app == NAMED[1]:
+            (partial / NAMED[0]).write_text(artifacts.parents[1].name)
     return folder
 
 
@@ -109,6 +121,27 @@ def bundle(archive: Path, apps: Path = APPS) -> Path:
             for name, path in content.items():
                 tar.add(path, f"{BUNDLE}/{name}", filter=_plain)
     return archive
+
+
+def build_apk(apps: Path = APPS) -> Path:
+    """The Android app with the model that it has, signed with a key of this checkout's own; returns the .apk's path.
+
+    Raises ValueError if the app has no sound model, EnvironmentLacks if it cannot be built here.
+    """
+    app, model = apps / "android", apps / MODEL["android"]
+    manifest.read(model / manifest.FILE_NAME)
+    named = model / NAMED[0]
+    apk = app / "build" / f"dap-{named.read_text() if named.exists() else 'model'}.apk"
+    command = [sys.executable, str(app / "build.py"), "app", str(model), str(apk)]
+    console.say("building the Android app; the first time some 250 MB are fetched for that")
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    if done.returncode == LACKING:
+        raise EnvironmentLacks(done.stderr.strip().rsplit("error: ", 1)[-1])
+    assert done.returncode == 0, f"apps/android does not build:\n{done.stderr}"
+    console.tell(f"app: {apk}, {decimal(apk.stat().st_size)}")
+    console.tell("it carries TFLite 2.14, which is slow: for trying; Android Studio builds it with LiteRT 2")
+    console.tell(f"next: adb install -r {apk}")
+    return apk
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -68,6 +68,10 @@ def train(folder: Path, config: RunConfig) -> None:
         stages.report(context)
 
 
+WITH_DEVICE = {"ssh": ("pi@raspberrypi.local", "board in your network"), "adb": ("usb", "phone plugged in")}
+"""driver -> a device that it may be given, and where that is"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """What the user asks of a deployment beside its target."""
@@ -97,9 +101,10 @@ def deploy(folder: Path, target: str, asked: Deployment) -> int:
     if installed:
         console.tell(f"app: {installed}")
         console.tell(f"next: {console.make('app', target=target)}")
-    if TARGETS[target].driver == "ssh" and not asked.device:
-        again = console.make("deploy", target=target, run=folder.name, device="pi@raspberrypi.local")
-        console.tell(f"next, with the board in your network: {again}")
+    if (driver := TARGETS[target].driver) in WITH_DEVICE and not asked.device:
+        device, where = WITH_DEVICE[driver]
+        again = console.make("deploy", target=target, run=folder.name, device=device)
+        console.tell(f"next, with the {where}: {again}")
     if asked.require_all and verdict == "not_measured":
         console.say("not everything could be measured, and --require all makes that a failure")
         return BUDGET_MISSED

@@ -31,7 +31,7 @@ class Target:
     threads: int
     allowed_width: Callable[[str, int], bool] | None = xnnpack_width
     """whether a linear layer of n outputs runs well: "qkv" (n = heads x head width) or "hidden"; None: all widths do"""
-    driver: Literal["local", "ssh", "browser"] | None = None
+    driver: Literal["local", "ssh", "browser", "adb"] | None = None
     """what reaches a device of it; None: nothing does yet, and its latency and memory are not measured"""
     board: str | None = None
     """how such a device names itself in its device tree; on another one latency does not count"""
@@ -94,7 +94,15 @@ TARGETS: dict[str, Target] = {
         # A second thread gains nothing for a model of a few milliseconds, and waits when another process has its core.
         Target(name="host", formats=("tflite", "executorch", "coreml"), threads=1, driver="local"),
         Target(name="ios", formats=("coreml", "executorch-coreml"), threads=2, allowed_width=None),
-        Target(name="android", formats=("tflite", "executorch"), threads=2),
+        # The app that is built without Google's own repository carries TFLite 2.14.
+        Target(
+            name="android",
+            formats=("tflite", "executorch"),
+            threads=2,
+            old_runtimes=(TFLITE_RUNTIME_2_14,),
+            driver="adb",
+            app="android",
+        ),
         _raspberry_pi("rpi4", "Raspberry Pi 4"),
         _raspberry_pi("rpi5", "Raspberry Pi 5"),
         Target(name="web", formats=("tflite",), threads=1, driver="browser", app="web"),

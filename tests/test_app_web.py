@@ -879,7 +879,7 @@ def browser_wait(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(320, 568), (360, 800), (1280, 800)])
 def test_everything_fits_with_long_names_and_many_classes(chromium, site, known, web, width, height):
-    site.describe(labels=[f"{LONG} {i}" for i in range(1010)])
+    site.describe(labels=[f"{LONG} {i}" for i in range(1010)], golden=[])  # whose logits would be too few
     page = chromium.page(width=width, height=height, mobile=width < 600)
     start(page, site)
     page.choose(web / "public" / "model" / known.golden[0].file)
@@ -952,7 +952,7 @@ def test_every_photo_is_spoken_of_and_the_test_pictures_stay(phone, site, known)
 
 
 def test_what_was_typed_stays_when_something_new_is_known(phone, site):
-    site.describe(labels=[f"class {i}" for i in range(1010)])
+    site.describe(labels=[f"class {i}" for i in range(1010)], golden=[])
     before_the_page(phone, WORKERS)
     before_the_page(phone, "window.tell = ({name}) => { if (name == 'dense') window.hold = 'load'; }")
     start(phone, site)

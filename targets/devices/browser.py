@@ -53,7 +53,7 @@ class Browser:
         """
         device = device or DEVICES[0]
         if device not in DEVICES:
-            raise ValueError(f"DEVICE={device} is no browser: DEVICE is {' or '.join(DEVICES)}")
+            raise ValueError(f"DEVICE={device} is no browser: DEVICE is {' or '.join(DEVICES)}, or adb:SERIAL")
         program = version = None
         if device == "chromium":
             program = _find_chromium()

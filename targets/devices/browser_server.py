@@ -112,9 +112,14 @@ class Server:
         self._http = HttpServer((address, 0), handler)
         threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True).start()
 
+    @property
+    def port(self) -> int:
+        """That it listens at."""
+        return self._http.server_port
+
     def url(self, host: str) -> str:
         """Where the page is, for a browser that reaches this machine as `host`."""
-        return f"http://{host}:{self._http.server_port}/{self.token}/runner.html"
+        return f"http://{host}:{self.port}/{self.token}/runner.html"
 
     def close(self) -> None:
         """Take no connection any more; the page, whose connection lives on, is told so."""

@@ -114,9 +114,7 @@ class Connection:
                 stderr=errors,
             )
             try:
-                for line in self._texts(process, silence_s):
-                    with contextlib.suppress(ValueError):  # something that a library or the shell's start-up prints
-                        yield strict.parse_json(line, dict[str, Any], "a line", source="device")
+                yield from json_lines(process, self.name, silence_s)
                 code = process.wait()
             finally:
                 process.kill()
@@ -126,23 +124,6 @@ class Connection:
             if code:
                 errors.seek(0)
                 raise DeviceError(self._failed(code, errors.read()))
-
-    def _texts(self, process: subprocess.Popen, silence_s: float) -> Iterator[bytes]:
-        assert process.stdout is not None, "it was asked for"
-        rest = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while selector.select(silence_s):
-                chunk = process.stdout.read1(65536)  # type: ignore[attr-defined]
-                if not chunk:
-                    return
-                *whole, rest = (rest + chunk).split(b"\n")
-                yield from whole
-                if len(rest) > MAX_LINE:
-                    raise DeviceError(
-                        f"{self.name} prints a line without an end: {rest[:100].decode(errors='replace')}"
-                    )
-        raise DeviceError(f"{self.name} has shown no sign of life for {silence_s:g} s; repeat the command")
 
     def push(self, paths: Sequence[Path], folder: str, limit_s: float) -> None:
         """Copy files and folders into a folder there. Raises DeviceError."""
@@ -213,6 +194,33 @@ class Connection:
             if re.search(pattern, errors):
                 return f"{self.name}: {meaning} ({_last(errors)})"
         return f"{self.name}: {_last(errors) or 'ssh failed and says nothing'}"
+
+
+def json_lines(process: subprocess.Popen, name: str, silence_s: float) -> Iterator[dict[str, Any]]:
+    """The objects that a process prints, a line of JSON each, as they come; other lines are passed over.
+
+    name: of the machine that it runs on;  silence_s: longest time between two lines
+    Raises DeviceError if it is silent for longer, or prints a line without an end.
+    """
+    for line in _lines(process, name, silence_s):
+        with contextlib.suppress(ValueError):  # something that a library or the shell's start-up prints
+            yield strict.parse_json(line, dict[str, Any], "a line", source="device")
+
+
+def _lines(process: subprocess.Popen, name: str, silence_s: float) -> Iterator[bytes]:
+    assert process.stdout is not None, "it was asked for"
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.select(silence_s):
+            chunk = process.stdout.read1(65536)  # type: ignore[attr-defined]
+            if not chunk:
+                return
+            *whole, rest = (rest + chunk).split(b"\n")
+            yield from whole
+            if len(rest) > MAX_LINE:
+                raise DeviceError(f"{name} prints a line without an end: {rest[:100].decode(errors='replace')}")
+    raise DeviceError(f"{name} has shown no sign of life for {silence_s:g} s; repeat the command")
 
 
 def _last(text: str) -> str:

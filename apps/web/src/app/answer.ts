@@ -18,9 +18,10 @@ export function softmax(logits: ArrayLike<number>): number[] {
   return powers.map((value) => value / sum);
 }
 
-/** Places of the `count` largest, the largest first. */
+/** Places of the `count` largest, the largest first; of equal ones the first first. What is no number comes last. */
 export function best(values: number[], count: number): number[] {
-  return [...values.keys()].sort((a, b) => values[b]! - values[a]!).slice(0, count);
+  const keys = values.map((value) => (Number.isNaN(value) ? -Infinity : value));
+  return [...keys.keys()].sort((a, b) => (keys[a] === keys[b] ? a - b : keys[b]! - keys[a]!)).slice(0, count);
 }
 
 /** live: more of them follow at once, and not every one is said */
