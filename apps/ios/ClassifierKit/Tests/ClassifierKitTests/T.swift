@@ -1,0 +1,3 @@
+import XCTest
+@testable import ClassifierKit
+final class T: XCTestCase { @MainActor func testA() { XCTAssertEqual(X().a, 1) } }
