@@ -1,3 +1,0 @@
-import XCTest
-@testable import ClassifierKit
-final class T: XCTestCase { @MainActor func testA() { XCTAssertEqual(X().a, 1) } }
