@@ -142,7 +142,8 @@ actor Worker {
         }
         let disturbed = await host.disturbed()
         let after = await host.conditions()
-        let why = await host.describe().emulated.map { "\($0) emulates this device" }
+        let why =
+            await host.describe().emulated.map { "\($0) emulates this device" }
             ?? disturbed ?? Conditions.heldBack(before, after)
         return CheckResult(
             golden: golden, times: why.map { why in taken.mapValues { $0.invalid(why) } } ?? taken, before: before,
@@ -340,8 +341,10 @@ actor Worker {
         else { return }
         let format = worker.engine.format
         let (dense, pruned) = (found.manifest.file(format, .dense)!, found.manifest.file(format, .pruned)!)
-        let gain = slow.p50Ms >= fast.p50Ms
-            ? "\(Format.digits(slow.p50Ms / fast.p50Ms)) × faster" : "\(Format.digits(fast.p50Ms / slow.p50Ms)) × slower"
+        let gain =
+            slow.p50Ms >= fast.p50Ms
+            ? "\(Format.digits(slow.p50Ms / fast.p50Ms)) × faster"
+            : "\(Format.digits(fast.p50Ms / slow.p50Ms)) × slower"
         func row(_ name: String, _ gain: String, _ dense: String, _ pruned: String) {
             bought.append(Bought(id: name, gain: gain, dense: dense, pruned: pruned))
         }

@@ -6,7 +6,9 @@ import XCTest
 final class CoreTests: XCTestCase {
     /// A picture of 4 x 2 pixels, each of another brightness, with bytes behind each row.
     private func rows(_ turned: Int) -> [[Int]] {
-        let bytes = (0..<2).flatMap { y in (0..<5).flatMap { x in [UInt8](repeating: UInt8(10 * (4 * y + x)), count: 4) } }
+        let bytes = (0..<2).flatMap { y in
+            (0..<5).flatMap { x in [UInt8](repeating: UInt8(10 * (4 * y + x)), count: 4) }
+        }
         let picture = Picture(bytes: bytes, rowBytes: 20, across: 4, down: 2, order: .rgb, turned: turned)
         var pixels = [UInt32](repeating: 0, count: 8)
         picture.rows(0, picture.height, &pixels)
@@ -95,7 +97,8 @@ final class CoreTests: XCTestCase {
                 Dictionary(uniqueKeysWithValues: files.map { ($0, sha256(of: folder.appendingPathComponent($0))) })),
             "threads": .whole(1), "height": .whole(2), "width": .whole(2), "classes": .whole(3),
             "golden": .list([.list([.whole(0), .whole(0), .whole(0)])]), "labels": .list([.whole(0)]),
-            "memory": .truth(true), "protocol": .object([
+            "memory": .truth(true),
+            "protocol": .object([
                 "name": .text("brief"), "seconds": .number(0.01), "min_samples": .whole(1), "warmup": .whole(0),
                 "cooldown_s": .number(0),
             ]),

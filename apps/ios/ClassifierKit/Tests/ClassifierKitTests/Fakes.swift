@@ -98,7 +98,8 @@ final class FakeModels: Models, @unchecked Sendable {
                 "sha256": "\(sha256(of: path))", "layout": "image", "dtype": "uint8", "measured": {"top1": \(top1)}}
                 """
         }
-        let files = [try file("pruned", "pruned", 1_000_000, 89)] + (dense ? [try file("dense", "dense", 4_000_000, 90)] : [])
+        let files =
+            [try file("pruned", "pruned", 1_000_000, 89)] + (dense ? [try file("dense", "dense", 4_000_000, 90)] : [])
         text = """
             {"manifest_version": 2, "model": "deit", "dataset": "digits", "target": "ios",
             "labels": ["red_one", "green", "blue"], "input": {"height": 2, "width": 2, "color": "RGB",

@@ -6,7 +6,8 @@ import XCTest
 /// tests/vectors: what the pipeline, the web app, the Android app and this one must agree on.
 final class VectorsTests: XCTestCase {
     /// the repository's, unless DAP_VECTORS names another
-    private static let folder = ProcessInfo.processInfo.environment["DAP_VECTORS"].map { URL(fileURLWithPath: $0) }
+    private static let folder =
+        ProcessInfo.processInfo.environment["DAP_VECTORS"].map { URL(fileURLWithPath: $0) }
         ?? URL(fileURLWithPath: #filePath).appendingPathComponent("../../../../../../tests/vectors").standardized
 
     private func cases(_ name: String) throws -> [Item] {
