@@ -1,4 +1,4 @@
-"""The iOS app: its logic run on Linux, its sources type-checked against stubs of Apple's frameworks, its project parsed.
+"""The iOS app: its logic run on Linux, its sources checked against stubs of Apple's frameworks, its project parsed.
 
 Neither Xcode nor a phone has seen it. What only they can tell is listed in docs/ios.md as not run.
 """
@@ -122,7 +122,7 @@ class Project:
     """An Xcode project file: an old-style property list."""
 
     def __init__(self, text: str) -> None:
-        text = re.sub(r"/\*.*?\*/|^//.*$", "", text, flags=re.S | re.M)
+        text = re.sub(r"/\*.*?\*/", "", text.partition("\n")[2], flags=re.S)  # the first line names the encoding
         self.tokens = re.findall(r'"(?:[^"\\]|\\.)*"|[{}()=;,]|[^\s{}()=;,"]+', text)
         self.at = 0
 
@@ -235,7 +235,7 @@ def test_a_program_that_is_missing_is_named(programs, name):
 
 def test_a_kernel_without_namespaces_is_told(programs):
     (programs / "unshare").write_text("#!/bin/sh\necho 'Operation not permitted' >&2\nexit 1\n")
-    with pytest.raises(toolchain.Missing, match="no mount namespace .Operation not permitted.; try as root"):
+    with pytest.raises(toolchain.Missing, match=r"no mount namespace .Operation not permitted.; try as root"):
         toolchain.prepare(lambda text: None)
 
 

@@ -101,8 +101,8 @@ def command(arguments: Sequence[str]) -> list[str]:
     script = (
         f'mkdir -p "{place}" && mount --rbind /dev "{root}/dev" && mount --rbind /proc "{root}/proc" && '
         f'mount --bind "{REPOSITORY}" "{place}" && '
-        f'exec env -i HOME=/tmp PATH=/usr/libexec/swift/bin:/usr/bin LANG=C.UTF-8 DAP_VECTORS="{REPOSITORY}/tests/vectors" '
-        f'"$(command -v unshare)" -R "{root}" -w "{here}" "$@"'
+        f"exec env -i HOME=/tmp PATH=/usr/libexec/swift/bin:/usr/bin LANG=C.UTF-8 "
+        f'DAP_VECTORS="{REPOSITORY}/tests/vectors" "$(command -v unshare)" -R "{root}" -w "{here}" "$@"'
     )
     user = [] if os.geteuid() == 0 else ["-r"]
     return ["unshare", *user, "-m", "sh", "-c", script, "sh", *arguments]

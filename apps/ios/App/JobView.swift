@@ -17,6 +17,9 @@ enum Jobs {
     /// Do it and leave result.json, or error.json, there. What is shown at the end.
     static func run(_ id: String, _ tell: @escaping @Sendable (String) -> Void) async -> String {
         let folder = folder(id)
+        let others = try? FileManager.default.contentsOfDirectory(
+            at: folder.deletingLastPathComponent(), includingPropertiesForKeys: nil)
+        for other in others ?? [] where other.lastPathComponent != id { try? FileManager.default.removeItem(at: other) }
         do {
             let job = try Job(in: folder)
             let result = try await work(job, folder, CoreMlEngine(), Phone(), .all) { what, done, total in
