@@ -113,6 +113,8 @@ def devicectl(folder: Path, state: dict, words: list[str]) -> None:
             fail("Unable to launch because the device was not, or could not be, unlocked.")
         if mode == "untrusted":
             fail("invalid code signature, or its profile has not been explicitly trusted by the user.")
+        if "--" not in words[: words.index("--job")]:
+            fail("Missing value for '-j <path>'")
         launch(folder, state, words)
     elif words[:3] == ["device", "info", "processes"]:
         running = mode not in ("ok", "half a word", "ends", "error", "truncated")

@@ -169,7 +169,7 @@ def test_a_job_comes_back(fake, job):
     assert (there / PACKAGE / "Data" / "model").read_bytes() == b"weights"
     assert json.loads((there / "job.json").read_text())["id"] == "ab12"
     (launched,) = (line for line in fake.log if "process launch" in line)
-    assert launched.endswith("org.dap.classifier --job ab12")
+    assert launched.endswith("-- org.dap.classifier --job ab12")
     assert all("--device AAAA-1" in line for line in fake.log if " device " in line)
 
 

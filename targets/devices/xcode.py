@@ -213,7 +213,9 @@ class Phone:
 
     def launch(self, arguments: Sequence[str]) -> None:
         """See Carrier."""
-        self._json(["device", "process", "launch", "--device", self._id, "--terminate-existing", APP, *arguments])
+        # without the -- devicectl takes the app's arguments for its own (getsentry/XcodeBuildMCP issue 434)
+        options = ["--device", self._id, "--terminate-existing"]
+        self._json(["device", "process", "launch", *options, "--", APP, *arguments])
 
     def get(self, there: str) -> bytes | None:
         """See Carrier. That there is no such file yet is not told apart from other trouble but by the words."""

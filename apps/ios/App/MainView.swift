@@ -4,7 +4,7 @@ import SwiftUI
 
 /// The camera or a photo, and what the model says of it.
 struct MainView: View {
-    @State var shown: Classifier
+    let shown: Classifier
     @State private var chosen: PhotosPickerItem?
     @State private var role = Role.pruned
     @State private var units = ComputeUnits.all
