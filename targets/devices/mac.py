@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from targets import coreml
 from targets.artifact import RuntimeUnavailable
 from targets.devices.job import Description, DeviceError, DeviceResult, FormatUnavailable, Job, Progress
 from targets.devices.local import Local
@@ -37,6 +36,8 @@ class Mac:
         result = replace(self._local.run(job, folder, progress), device=self.description)
         if result.refused:
             return result
+        from targets import coreml  # with PyTorch, which only this needs
+
         try:
             planned = coreml.compute_units(folder / job.files[0])
         except (RuntimeUnavailable, ValueError):
