@@ -38,8 +38,8 @@ demo: ## prune, compact, fine-tune, export, validate, report on the embedded def
 data: ## download a named data set, check and unpack it: DATASET=inat19
 prune: ## fine-tune while pruning: DATASET=folder:PATH SPARSITY=0.75
 profile: ## milliseconds of a block by its width on a device, for LATENCY_MS: TARGET=host
-deploy: ## export and prove it on a device: TARGET=host|ios|android|rpi4|rpi5|web
-app: ## build the demo app with the model that was deployed: TARGET=web (and serve it)|android|rpi4|rpi5
+deploy: ## export and prove it on a device: TARGET=host|mac|ios|android|rpi4|rpi5|web
+app: ## build the demo app with the model that was deployed: TARGET=web (and serve it)|android|ios|rpi4|rpi5
 hub: ## the small model as a folder that timm loads, with a card: RUN=demo (nothing is uploaded)
 stage: ## run one stage of a run alone: STAGE=compact
 pretrain: ## train the embedded model's weights: DATA=folder:PATH

@@ -220,7 +220,7 @@ def prune(
 
 @app.command(epilog=EXIT_CODES)
 def deploy(
-    target: Annotated[str, typer.Option(help="host, ios, android, rpi4, rpi5 or web.")] = "host",
+    target: Annotated[str, typer.Option(help="host, mac, ios, android, rpi4, rpi5 or web.")] = "host",
     run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
     budget: BudgetOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure latency for 10 seconds instead of 60.")] = False,
@@ -244,14 +244,15 @@ def deploy(
 
 @app.command("app", epilog=EXIT_CODES)
 def open_app(
-    target: Annotated[str, typer.Option(help="web, android, rpi4 or rpi5.")] = "web",
+    target: Annotated[str, typer.Option(help="web, android, ios, rpi4 or rpi5.")] = "web",
     run: Annotated[
         str | None, typer.Option(help="Deploy this run's model into it first.  \\[default: the model that it has]")
     ] = None,
     address: Annotated[str, typer.Option(help="web: to serve at; 0.0.0.0 lets your network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="web: port to serve at.")] = 8080,
 ) -> None:
-    """Build the demo app for TARGET. web: and serve it; rpi4, rpi5: into an archive for the board; android: an .apk.
+    """Build the demo app for TARGET. web: and serve it; rpi4, rpi5: into an archive for the board; android: an .apk;
+    ios: the folder that Xcode builds.
 
     An app without a model gets that of RUN, or of the latest run; without any run the demo's is trained first.
     """
@@ -270,6 +271,8 @@ def open_app(
         apps.pack_for_board(target, sessions.RUNS)
     elif name == "android":
         apps.build_apk()
+    elif name == "ios":
+        apps.ready_for_xcode()
     else:
         apps.serve(address, port)
 

@@ -22,12 +22,16 @@ MODEL = {
     "web": Path("web/public/model"),
     "raspberry-pi": Path("raspberry-pi/model"),
     "android": Path("android/model"),
+    "ios": Path("ios/model"),
 }
 """app -> the folder below APPS that it reads its manifest from"""
 NAMED = (".run", "android")
 """file in which an app's model says what run it is of, and the app that wants to know"""
 LACKING = 3
 """what apps/android/build.py ends with where something cannot be had"""
+COREML = "coreml"
+PROJECT = "Classifier.xcodeproj"
+"""of the iOS app"""
 BUNDLE = "classifier"
 """the folder that the Raspberry Pi's archive unpacks into"""
 APP_FILES = ("classify", "install.sh", "classifier.service")
@@ -142,6 +146,24 @@ def build_apk(apps: Path = APPS) -> Path:
     console.tell("it carries TFLite 2.14, which is slow: for trying; Android Studio builds it with LiteRT 2")
     console.tell(f"next: adb install -r {apk}")
     return apk
+
+
+def ready_for_xcode(apps: Path = APPS) -> Path:
+    """The iOS app's folder with the model that it has, which Xcode builds; returns it, and says what to do with it.
+
+    Raises ValueError if the app has no sound model, or one that Core ML does not run.
+    """
+    app, model = apps / "ios", apps / MODEL["ios"]
+    described = manifest.read(model / manifest.FILE_NAME)
+    if not any(entry.format == COREML and entry.role == "pruned" for entry in described.files):
+        raise ValueError(f"{model} holds no Core ML package: {console.make('deploy', target='ios')} puts one there")
+    console.tell(f"app: {app}, with {described.model} for {described.dataset} in {model}")
+    if sys.platform == "darwin":
+        console.tell(f"next: open {app / PROJECT}, choose your team under Signing & Capabilities, and press Run")
+    else:
+        console.tell("not built: that needs a Mac with Xcode 16 or newer")
+        console.tell(f"next, on the Mac: copy this folder, open {app / PROJECT}, choose your team, and press Run")
+    return app
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -1,5 +1,6 @@
 """The stages of one target: export each precision that its budget allows, then ship the smallest that keeps to it."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
         path = folder / f"{role}-{precision}{FORMATS[format].suffix}"
         context.say(f"  {path.name}")
         info, results[path.name] = _exported(
-            context, small if role == "pruned" else dense, role, format, precision, path, calibration
+            context, small if role == "pruned" else dense, role, format, precision, path, calibration, budgets
         )
         if info:
             described.append(_described(info, role, format, precision))
@@ -124,6 +125,7 @@ def _exported(
     precision: str,
     path: Path,
     calibration: np.ndarray | None,
+    budgets: Budgets,
 ) -> tuple[ExportInfo | None, Results]:
     """Write one artifact. Returns what that left and its results; None, and the reason in those, if it cannot be."""
     entry: Results = {"role": role, "format": format, "precision": precision, "error": None}
@@ -135,6 +137,7 @@ def _exported(
             path=path,
             precision=precision,
             calibration=calibration,
+            **(_labels(context, budgets[format]) if FORMATS[format].labelled else {}),
         )
     except (OSError, MemoryError):  # of this machine: the next candidate would not fare better
         raise
@@ -144,6 +147,20 @@ def _exported(
         context.say(f"    {text}")
         return None, {**entry, "error": text, "unavailable": isinstance(error, RuntimeUnavailable)}
     return info, {**entry, **{key: value for key, value in asdict(info).items() if key != "path"}}
+
+
+def _labels(context: Context, budget: FormatBudget) -> Results:
+    """What a file says of itself to others than our apps."""
+    config = context.run.config
+    return {
+        "labels": context.dataset.classes,
+        "about": {
+            "license": f"that of the pretrained weights ({config.model}) and of the images ({config.dataset})",
+            "model": config.model,
+            "dataset": config.dataset,
+            "budget": json.dumps(budget.limits.stated(), sort_keys=True),
+        },
+    }
 
 
 def _described(info: ExportInfo, role: str, format: str, precision: str) -> ArtifactFile:

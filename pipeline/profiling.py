@@ -94,8 +94,7 @@ def profile(
     try:
         connected = connect(target, device, say, format)
         if connected is None:
-            hint = "name it with DEVICE=" if target.driver else "no driver reaches one yet"
-            raise EnvironmentLacks(f"a profile is measured on a device of TARGET={target.name}: {hint}")
+            raise EnvironmentLacks(f"a profile is measured on a device of TARGET={target.name}: name it with DEVICE=")
         if why := target.why_untimed(connected.description):  # before minutes are spent
             raise DeviceError(why)
         with tempfile.TemporaryDirectory() as folder:

@@ -68,7 +68,12 @@ def train(folder: Path, config: RunConfig) -> None:
         stages.report(context)
 
 
-WITH_DEVICE = {"ssh": ("pi@raspberrypi.local", "board in your network"), "adb": ("usb", "phone plugged in")}
+WITH_DEVICE = {
+    "ssh": ("pi@raspberrypi.local", "board in your network"),
+    "adb": ("usb", "phone plugged in"),
+    "xcode": ("usb", "phone plugged into a Mac with Xcode, and this folder copied there"),
+    "mac": ("mac", "Mac that this folder is copied to"),
+}
 """driver -> a device that it may be given, and where that is"""
 
 

@@ -34,6 +34,7 @@ from targets import TARGETS, strict
 from targets.artifact import RuntimeUnavailable
 from targets.devices.drivers import connect
 from targets.devices.job import DeviceError
+from targets.formats import FORMATS
 from targets.latency import FULL, Protocol
 from targets.rewrite import rewrite
 
@@ -220,6 +221,8 @@ def run_deploying(
         "data": context.dataset.fingerprint,
         "target": target.name,
         "precisions": {format: entry.precisions for format, entry in budgets.items()},
+        # labelled files carry their budget
+        "carried": {name: entry.limits.stated() for name, entry in budgets.items() if FORMATS[name].labelled},
         "tools": versions(),  # what is installed later can make or measure what could not be before
     }
     for stage, function in stages.items():

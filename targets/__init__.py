@@ -31,10 +31,10 @@ class Target:
     threads: int
     allowed_width: Callable[[str, int], bool] | None = xnnpack_width
     """whether a linear layer of n outputs runs well: "qkv" (n = heads x head width) or "hidden"; None: all widths do"""
-    driver: Literal["local", "ssh", "browser", "adb"] | None = None
-    """what reaches a device of it; None: nothing does yet, and its latency and memory are not measured"""
+    driver: Literal["local", "ssh", "browser", "adb", "xcode", "mac"]
+    """what reaches a device of it"""
     board: str | None = None
-    """how such a device names itself in its device tree; on another one latency does not count"""
+    """what the name begins with that such a device has of itself; on another one latency does not count"""
     machines: tuple[str, ...] = ()
     """what `uname -m` says there; no other is taken; none: any"""
     app: str | None = None
@@ -62,7 +62,7 @@ class Target:
         if device.get("emulated"):
             return f"{device['emulated']} emulates this device: its time says nothing of a real one"
         if self.board and not f"{device['device']} ".startswith(f"{self.board} "):  # a Raspberry Pi 400 is no 4
-            return f"{device['device']} is not a {self.board}"
+            return f"{device['device']} is not {'an' if self.board[0] in 'AEIOi' else 'a'} {self.board}"
         return None
 
     @property
@@ -93,7 +93,16 @@ TARGETS: dict[str, Target] = {
     for target in (
         # A second thread gains nothing for a model of a few milliseconds, and waits when another process has its core.
         Target(name="host", formats=("tflite", "executorch", "coreml"), threads=1, driver="local"),
-        Target(name="ios", formats=("coreml", "executorch-coreml"), threads=2, allowed_width=None),
+        Target(
+            name="ios",
+            formats=("coreml", "executorch-coreml"),
+            threads=2,
+            allowed_width=None,
+            driver="xcode",
+            board="iPhone",
+            app="ios",
+        ),
+        Target(name="mac", formats=("coreml",), threads=1, allowed_width=None, driver="mac", board="Mac"),
         # The app that is built without Google's own repository carries TFLite 2.14.
         Target(
             name="android",

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partialmethod
 from importlib.metadata import version
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from targets import mil
+from targets import coreml_labels, mil
 from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert
 from targets.formats import FORMATS
 from targets.graph import COREML
@@ -58,8 +58,13 @@ def export(
     path: Path,
     precision: str = "fp16",
     calibration: np.ndarray | None = None,
+    labels: Sequence[str] = (),
+    about: Mapping[str, str] | None = None,
 ) -> ExportInfo:
     """Write `model` as an .mlpackage that maps an RGB image (`image`, H x W) to float32 logits (`logits`, (1, C)).
+
+    labels: names of the C classes: with them the package is a classifier for Xcode and Vision too; () for none
+    about:  what its metadata says beside that; "license" goes where Xcode shows it
 
     Arguments and errors as targets.formats.Export has them; path must end in .mlpackage. No precision here depends on
     activations, whose quantisation needs macOS: calibration is not used.
@@ -72,7 +77,7 @@ def export(
         raise RuntimeUnavailable("no Core ML converter: pip install coremltools")
     graph = rewrite(model, mean, std, COREML)
     noise = mil.NOISE + mil.NOISE_WITHOUT_CORE_ML
-    return convert(_convert, path, graph, graph.example(), precision, noise=noise)
+    return convert(_convert, path, graph, graph.example(), precision, tuple(labels), dict(about or {}), noise=noise)
 
 
 def load(path: Path, threads: int) -> Program:
@@ -150,7 +155,7 @@ def _check_interface(path: Path) -> None:
     inputs, outputs = (
         {feature.name: feature.type for feature in side} for side in (description.input, description.output)
     )
-    if set(inputs) != {INPUT} or set(outputs) != {OUTPUT}:
+    if set(inputs) != {INPUT} or set(outputs) - {coreml_labels.LABEL, coreml_labels.SHARES} != {OUTPUT}:
         raise ValueError(f"{path} maps {sorted(inputs)} to {sorted(outputs)}; export the model again")
     kind = inputs[INPUT]
     if kind.WhichOneof("Type") != "imageType" or kind.imageType.colorSpace != kind.imageType.RGB:
@@ -177,7 +182,14 @@ def _picture(image: np.ndarray) -> Any:
     return Image.fromarray(image[0])
 
 
-def _convert(path: Path, graph: nn.Module, example: torch.Tensor, precision: str) -> tuple[None, tuple[str, ...]]:
+def _convert(
+    path: Path,
+    graph: nn.Module,
+    example: torch.Tensor,
+    precision: str,
+    labels: tuple[str, ...],
+    about: dict[str, str],
+) -> tuple[None, tuple[str, ...]]:
     """Runs in the converter's process."""
     _hide_progress_bars()
     tools = mil.coremltools()
@@ -197,7 +209,14 @@ def _convert(path: Path, graph: nn.Module, example: torch.Tensor, precision: str
         package = _coded(tools.optimize.coreml, package, precision)
         package.save(str(path))
     height, width = example.shape[2:]
-    _finish(path, package.get_spec(), f"Image classifier, weights in {precision}", f"{width} x {height} pixels, RGB")
+    spec = package.get_spec()
+    if labels:
+        coreml_labels.add(spec, OUTPUT, labels)
+    metadata = spec.description.metadata
+    metadata.license = about.get("license", "")
+    for name in sorted(about.keys() - {"license"}):
+        metadata.userDefined[name] = about[name]
+    _finish(path, spec, f"Image classifier, weights in {precision}", f"{width} x {height} pixels, RGB")
     return None, ()
 
 

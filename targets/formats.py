@@ -87,6 +87,7 @@ class Export(Protocol):
         path: Path,
         precision: str,
         calibration: np.ndarray | None,
+        **labels: Any,
     ) -> ExportInfo:
         """Write a model's artifact, in a process of its own.
 
@@ -95,6 +96,7 @@ class Export(Protocol):
         path:        replaced in one step once the artifact is complete; its folder is made
         precision:   one of the format's
         calibration: (N, H, W, 3) uint8 training images of the model's image size, for the precisions that need some
+        labels:      labels and about, of the formats that are labelled (see coreml.export)
         Raises ValueError for a model without exact export form, an unknown precision or no fitting calibration images,
         RuntimeUnavailable without the converter.
         """
@@ -121,6 +123,8 @@ class Format:
     """whose versions decide what `export` makes and `load` computes"""
     board: Board | None = None
     """None: boards do not run it"""
+    labelled: bool = False
+    """whether `export` also takes labels and about, which its files carry for others than our apps"""
 
     @property
     def largest(self) -> str:
@@ -221,6 +225,7 @@ _COREML = Format(
     layout="image",
     dtype="uint8",
     packages=("coremltools",),
+    labelled=True,
 )
 
 FORMATS: dict[str, Format] = {format.name: format for format in (_TFLITE, _EXECUTORCH, _EXECUTORCH_COREML, _COREML)}

@@ -28,6 +28,8 @@ from torch.nn import functional
 from targets.artifact import RuntimeUnavailable
 
 FLOATS = ("fp16", "fp32")
+CLASSIFY = "classify"
+"""gives names and a dictionary, no tensors"""
 
 # What coremltools and what it imports log whatever happens: versions they were not tested with, and, where there is no
 # Core ML, each of its parts that is missing. (On macOS a missing part is worth a line.)
@@ -113,17 +115,16 @@ def _unsound(path: Path, error: Exception) -> str:
 
 
 class Evaluator:
-    """A MIL function of one input and one output, both float tensors.
+    """A MIL function of one input and one output, both float tensors; a classifier's names and shares are left out.
 
     function: of a coremltools Program
     Raises ValueError naming an operation or an argument that is not known here.
     """
 
     def __init__(self, function: Any) -> None:
-        if len(function.inputs) != 1 or len(function.outputs) != 1:
-            raise ValueError(
-                f"a program of {len(function.inputs)} inputs and {len(function.outputs)} outputs, not 1, 1"
-            )
+        outputs = [one for one in function.outputs if one.op is None or one.op.op_type != CLASSIFY]
+        if len(function.inputs) != 1 or len(outputs) != 1:
+            raise ValueError(f"a program of {len(function.inputs)} inputs and {len(outputs)} outputs, not 1, 1")
         ((name, source),) = function.inputs.items()
         self.input_name: str = name
         self.input_shape: tuple[int, ...] = tuple(source.shape)
@@ -131,8 +132,8 @@ class Evaluator:
         """of the operations, weights' decoding included"""
         self._constants: dict[str, Tensor] = {}
         self._steps: list[_Step] = []
-        self._result: str = function.outputs[0].name
-        for op in function.operations:
+        self._result: str = outputs[0].name
+        for op in (one for one in function.operations if one.op_type != CLASSIFY):
             if op.op_type != "const":
                 self.kinds.add(op.op_type)
             if op.op_type != "const" and not op.op_type.startswith("constexpr_"):

@@ -293,7 +293,7 @@ def test_makes_way_to_give_options(capsys):
         ["prune", "--dataset", "folder:nowhere"],
         ["prune", "--model-path", "none.safetensors"],
         ["deploy", "--run", "nothing"],
-        ["app", "--target", "ios"],
+        ["app", "--target", "mac"],
         ["profile", "--model", "deit_nano"],
         ["compare", "--dataset", "digits", "--methods", "magic"],
         ["pretrain", "--data", "folder:nowhere"],

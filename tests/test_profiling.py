@@ -215,7 +215,7 @@ def test_what_a_target_does_not_have_is_refused(fake, target, options, message):
 def test_without_a_device_there_is_no_profile(fake):
     with pytest.raises(EnvironmentLacks, match="name it with DEVICE="):
         fake(None, target="rpi5")
-    with pytest.raises(EnvironmentLacks, match="no driver reaches one yet"):
+    with pytest.raises(EnvironmentLacks, match="name it with DEVICE="):
         fake(None, target="ios")
 
 

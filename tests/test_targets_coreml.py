@@ -573,3 +573,40 @@ def test_the_manifest_names_what_is_in_the_package(package: Path) -> None:
     entries = manifest["itemInfoEntries"]
     assert {f"Data/{entry['path']}" for entry in entries.values()} == {SPEC, WEIGHTS.rpartition("/")[0]}
     assert f"Data/{entries[manifest['rootModelIdentifier']]['path']}" == SPEC
+
+
+# ---- class labels
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labelled") / "model.mlpackage"
+    about = {"license": "mine", "budget": "{}"}
+    labels = [f"class {n}" for n in range(5)]
+    coreml.export(MODELS["dense"](), mean=MEAN, std=STD, path=path, precision="fp32", labels=labels, about=about)
+    return path
+
+
+def test_a_labelled_package_is_a_classifier_beside_its_logits(labelled: Path) -> None:
+    spec, weights = mil.read(labelled)
+    described = spec.description
+    assert (described.predictedFeatureName, described.predictedProbabilitiesName) == ("label", "shares")
+    assert [one.name for one in described.output] == ["logits", "label", "shares"]
+    assert (described.metadata.license, described.metadata.userDefined["budget"]) == ("mine", "{}")
+    from coremltools.converters.mil.frontend import milproto
+
+    function = milproto.load.load(spec, spec.specificationVersion, str(weights)).functions["main"]
+    classify = function.operations[-1]
+    assert classify.op_type == "classify" and classify.probabilities.op.op_type == "softmax"
+    assert classify.classes.val == [f"class {n}" for n in range(5)]
+    assert [one.name for one in function.outputs] == ["logits", "label", "shares"]
+
+
+def test_a_labelled_package_computes_what_the_model_computes(labelled: Path) -> None:
+    assert snr_db(MODELS["dense"](), labelled) >= 100
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a", "a", "b", "c", "d"]])
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: list[str]) -> None:
+    with pytest.raises(ValueError, match="5 logits need as many labels, all different"):
+        coreml.export(vit(depth=1), mean=MEAN, std=STD, path=tmp_path / "m.mlpackage", labels=labels)

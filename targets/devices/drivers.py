@@ -7,9 +7,12 @@ from targets.devices.adb import Adb, AdbBrowser
 from targets.devices.browser import Browser
 from targets.devices.job import Device
 from targets.devices.local import Local
+from targets.devices.mac import Mac
 from targets.devices.ssh import Ssh
+from targets.devices.xcode import Xcode
 
 ADB = "adb:"
+MAC = "mac"
 
 
 def connect(target: Target, device: str | None, say: Callable[[str], None], format: str | None = None) -> Device | None:
@@ -34,6 +37,9 @@ def connect(target: Target, device: str | None, say: Callable[[str], None], form
         return Ssh.connect(device, target, say, format) if device else None
     if target.driver == "adb":
         return Adb.connect(device, target, say, format) if device else None
-    if device:
-        raise ValueError(f"no driver reaches a device for TARGET={target.name} yet: leave DEVICE out")
-    return None
+    if MAC in (target.driver, device):
+        if device not in (None, MAC):
+            raise ValueError(f"TARGET={target.name} is this Mac: leave DEVICE out, or DEVICE={MAC}")
+        return Mac() if device else None
+    assert target.driver == "xcode", "these are all drivers"
+    return Xcode.connect(device, say) if device else None
