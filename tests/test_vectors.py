@@ -1,4 +1,4 @@
-"""tests/vectors: the pipeline's own code and the web app's give what stands there; the phone apps' tests do likewise."""
+"""tests/vectors: the pipeline's own code and the web app's give what stands there; the phones' apps do likewise."""
 
 import json
 import shutil

@@ -1,7 +1,8 @@
 """What every implementation of the apps' logic must agree on: `python -m tests.vectors.make` writes the files here.
 
-Read by tests/test_vectors.py (the pipeline's own code), apps/web (TypeScript), apps/android (Kotlin) and apps/ios (Swift).
-The numbers are those of the pipeline. Pictures are not stored: `picture` says how to make them, with whole numbers only.
+Read by tests/test_vectors.py (the pipeline's own code), apps/web (TypeScript), apps/android (Kotlin) and apps/ios
+(Swift). The numbers are those of the pipeline. Pictures are not stored: `picture` says how to make them, with whole
+numbers only.
 """
 
 import hashlib
