@@ -284,7 +284,7 @@ def test_a_device_that_cannot_be_reached_costs_no_export(run_copy, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("target", "message"), [("host", "is this machine"), ("ios", "no driver"), ("web", "chromium")]
+    ("target", "message"), [("host", "is this machine"), ("mac", "is this Mac"), ("web", "chromium")]
 )
 def test_a_device_that_a_target_cannot_have_is_refused(run_copy, target, message):
     context, _ = context_of(run_copy)
