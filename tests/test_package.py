@@ -113,7 +113,7 @@ def test_the_installed_packages_work(installed: Path, tmp_path: Path) -> None:
     )
     *files, budgets = ran(code, installed, tmp_path).splitlines()
     assert all(Path(file).is_relative_to(installed) for file in files)
-    assert budgets.split() == ["host", "ios", "android", "rpi4", "rpi5", "web"]
+    assert budgets.split() == ["host", "ios", "mac", "android", "rpi4", "rpi5", "web"]
     assert "prune" in ran("import runpy, sys; sys.argv = ['pipeline', '--help']; "
                           "runpy.run_module('pipeline', run_name='__main__')", installed, tmp_path)  # fmt: skip
 
