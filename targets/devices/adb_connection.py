@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from targets.devices.connection import json_lines
+from targets.devices.connection import json_lines, last_line
 from targets.devices.job import DeviceError
 
 CONNECT_S = 30.0
@@ -45,7 +45,9 @@ class AdbConnection:
         if _NETWORK.fullmatch(device):
             said = self._adb(["connect", device], CONNECT_S)
             if "connected to" not in said:  # adb's exit status tells nothing
-                raise DeviceError(f"{device}: adb cannot connect to it: {_last(said)}. Is wireless debugging on there?")
+                raise DeviceError(
+                    f"{device}: adb cannot connect to it: {last_line(said)}. Is wireless debugging on there?"
+                )
         self.serial = self.name = _chosen(device, self._adb(["devices", "-l"], CONNECT_S))
 
     def shell(self, command: str, limit_s: float = ANSWER_S) -> str:
@@ -63,26 +65,18 @@ class AdbConnection:
         """
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             process = _started(["-s", self.serial, "shell", "-T", command], errors)
-            try:
-                yield from json_lines(process, self.name, silence_s)
-                code = process.wait()
-            finally:
-                process.kill()
-                process.wait()
-                assert process.stdout is not None, "it was asked for"
-                process.stdout.close()
-            if code:
+            yield from json_lines(process, self.name, silence_s)
+            if process.returncode:
                 errors.seek(0)
-                raise DeviceError(self._explained(errors.read() or f"it ended with status {code}"))
+                raise DeviceError(self._explained(errors.read() or f"it ended with status {process.returncode}"))
 
     def push(self, paths: Sequence[Path], folder: str) -> None:
         """Copy files into a folder there. Raises DeviceError; the folder may hold part of them then."""
         size = sum(path.stat().st_size for path in paths)
-        resolved = [str(path.resolve()) for path in paths]
         names = {path.name: str(path.resolve()) for path in paths}
         limit_s = ANSWER_S + size / SLOWEST_BYTES_PER_S
         if all(Path(real).name == name for name, real in names.items()):
-            self._adb(["-s", self.serial, "push", *resolved, f"{folder}/"], limit_s)
+            self._adb(["-s", self.serial, "push", *names.values(), f"{folder}/"], limit_s)
             return
         for name, real in names.items():  # links here have their own names there
             self._adb(["-s", self.serial, "push", real, f"{folder}/{name}"], limit_s)
@@ -136,8 +130,8 @@ class AdbConnection:
             ("cannot connect to daemon|failed to start daemon", "adb's own server does not start: adb kill-server"),
         ):
             if re.search(pattern, errors, re.IGNORECASE):
-                return f"{self._who()}: {meaning} ({_last(errors)})"
-        return f"{self._who()}: {_last(errors) or 'adb failed and says nothing'}"
+                return f"{self._who()}: {meaning} ({last_line(errors)})"
+        return f"{self._who()}: {last_line(errors) or 'adb failed and says nothing'}"
 
 
 def _started(arguments: Sequence[str], errors: Any) -> subprocess.Popen:
@@ -179,8 +173,3 @@ def _is_usb(serial: str, state: str) -> bool:
 def quoted(*words: str) -> str:
     """Words for the shell there."""
     return shlex.join(words)
-
-
-def _last(text: str) -> str:
-    """The last line that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

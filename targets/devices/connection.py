@@ -113,17 +113,10 @@ class Connection:
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
-            try:
-                yield from json_lines(process, self.name, silence_s)
-                code = process.wait()
-            finally:
-                process.kill()
-                process.wait()
-                assert process.stdout is not None, "it was asked for"
-                process.stdout.close()
-            if code:
+            yield from json_lines(process, self.name, silence_s)
+            if process.returncode:
                 errors.seek(0)
-                raise DeviceError(self._failed(code, errors.read()))
+                raise DeviceError(self._failed(process.returncode, errors.read()))
 
     def push(self, paths: Sequence[Path], folder: str, limit_s: float) -> None:
         """Copy files and folders into a folder there. Raises DeviceError."""
@@ -156,7 +149,7 @@ class Connection:
             return f"{self.name}: what ran there was killed; has its memory run out? Repeat the command"
         if code == _NOT_FOUND:
             return f"{self.name} has no python3: sudo apt install python3"
-        return f"{self.name}: {_last(errors) or f'the command ended with status {code}'}"
+        return f"{self.name}: {last_line(errors) or f'the command ended with status {code}'}"
 
     def _explained(self, errors: str) -> str:
         """ssh's complaint, and what to do about it."""
@@ -192,19 +185,27 @@ class Connection:
             ),
         ):
             if re.search(pattern, errors):
-                return f"{self.name}: {meaning} ({_last(errors)})"
-        return f"{self.name}: {_last(errors) or 'ssh failed and says nothing'}"
+                return f"{self.name}: {meaning} ({last_line(errors)})"
+        return f"{self.name}: {last_line(errors) or 'ssh failed and says nothing'}"
 
 
 def json_lines(process: subprocess.Popen, name: str, silence_s: float) -> Iterator[dict[str, Any]]:
     """The objects that a process prints, a line of JSON each, as they come; other lines are passed over.
 
+    The process has ended afterwards: by itself, or because nobody listens any more.
     name: of the machine that it runs on;  silence_s: longest time between two lines
     Raises DeviceError if it is silent for longer, or prints a line without an end.
     """
-    for line in _lines(process, name, silence_s):
-        with contextlib.suppress(ValueError):  # something that a library or the shell's start-up prints
-            yield strict.parse_json(line, dict[str, Any], "a line", source="device")
+    assert process.stdout is not None, "it was asked for"
+    try:
+        for line in _lines(process, name, silence_s):
+            with contextlib.suppress(ValueError):  # something that a library or the shell's start-up prints
+                yield strict.parse_json(line, dict[str, Any], "a line", source="device")
+        process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def _lines(process: subprocess.Popen, name: str, silence_s: float) -> Iterator[bytes]:
@@ -223,7 +224,7 @@ def _lines(process: subprocess.Popen, name: str, silence_s: float) -> Iterator[b
     raise DeviceError(f"{name} has shown no sign of life for {silence_s:g} s; repeat the command")
 
 
-def _last(text: str) -> str:
+def last_line(text: str) -> str:
     """The last line that says something."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
