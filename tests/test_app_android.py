@@ -276,7 +276,7 @@ def test_a_file_that_no_mirror_has_is_named_and_nothing_is_left(programs, tmp_pa
     helper = tmp_path / "helper"
     helper.write_text("#!/bin/sh\necho 'E: 404 Not Found' >&2\nexit 1\n")
     helper.chmod(0o755)
-    monkeypatch.setattr(toolchain, "APT_HELPER", helper)
+    monkeypatch.setattr("pinned.APT_HELPER", helper)
     with pytest.raises(
         toolchain.Missing, match=r"libart_.*cannot be had from the mirror .*404 Not Found|cannot be had"
     ):
@@ -288,7 +288,7 @@ def test_a_file_of_another_content_is_not_taken(programs, tmp_path, monkeypatch)
     helper = tmp_path / "helper"
     helper.write_text('#!/bin/sh\nfor last; do before=$file; file=$last; done\necho other > "$before"\n')
     helper.chmod(0o755)
-    monkeypatch.setattr(toolchain, "APT_HELPER", helper)
+    monkeypatch.setattr("pinned.APT_HELPER", helper)
     with pytest.raises(toolchain.Missing, match="cannot be had"):
         toolchain.prepare(lambda text: None)
     (programs / "npm").write_text(
@@ -313,7 +313,8 @@ def test_every_download_has_a_fixed_content():
     files = [*toolchain.TOOLS, *toolchain.DEX, *toolchain.RESOURCES, *toolchain.ADB, *toolchain.ADBD, *toolchain.JUNIT]
     for one in [*files, toolchain.FRAMEWORK, toolchain.TENSORFLOW, toolchain.KOTLIN, toolchain.TFLITE]:
         assert re.fullmatch("[0-9a-f]{64}", one.sha256)
-    assert "://" not in (ANDROID / "toolchain.py").read_text(), "no registry is named: the machine's own are asked"
+    for path in (ANDROID / "toolchain.py", ANDROID.parent / "pinned.py"):
+        assert "://" not in path.read_text(), "no registry is named: the machine's own are asked"
 
 
 def test_make_app_ends_with_what_is_missing(tmp_path, finished):
@@ -344,6 +345,7 @@ def built(finished, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("app") / "apps"
     ignored = shutil.ignore_patterns(".toolchain", "build", "model")
     shutil.copytree(ANDROID, folder / "android", ignore=ignored)
+    shutil.copy(ANDROID.parent / "pinned.py", folder)
     (folder / "android" / ".toolchain").symlink_to(ANDROID / ".toolchain")
     model = apps.install(finished[0] / "artifacts" / "host", "android", folder)
     assert model

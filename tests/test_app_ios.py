@@ -245,7 +245,7 @@ def test_a_file_that_no_mirror_has_as_it_was_is_named_and_nothing_is_left(progra
     helper = tmp_path / "helper"
     helper.write_text(f"#!/bin/sh\n{answer}\n")
     helper.chmod(0o755)
-    monkeypatch.setattr(toolchain, "APT_HELPER", helper)
+    monkeypatch.setattr("pinned.APT_HELPER", helper)
     with pytest.raises(toolchain.Missing, match="cannot be had from the mirror"):
         toolchain.prepare(lambda text: None)
     assert not (tmp_path / "swift" / "root").exists() and not toolchain.is_there()

@@ -21,25 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from pinned import Debian, File, Missing, sha256_of  # noqa: E402 (it lies beside the apps' folders)
+
+DEBIAN = Debian("the Android app cannot be built here", "apps/android/toolchain.py")
 FOLDER = HERE / ".toolchain"
-APT_HELPER = Path("/usr/lib/apt/apt-helper")
 OLDEST_JAVA = 17
 RECIPES = 2
 """goes up when something is made otherwise from the same files"""
 Say = Callable[[str], None]
-
-
-class Missing(Exception):
-    """Something cannot be had here; the text says what, and what to do."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of Debian's archive."""
-
-    path: str
-    """below the mirror's address"""
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -418,11 +408,11 @@ def _programs() -> None:
         ("apt-get", "apt, set up for a Debian mirror"),
     ):
         if not shutil.which(program):
-            raise Missing(f"the Android app cannot be built here: {program} is missing. Install {what}")
+            raise Missing(f"{DEBIAN.failing}: {program} is missing. Install {what}")
     told = subprocess.run(["javac", "-version"], capture_output=True, text=True, check=False).stdout
     version = told.removeprefix("javac ").split(".")[0].strip()
     if not version.isdigit() or int(version) < OLDEST_JAVA:
-        raise Missing(f"the Android app cannot be built here: javac is {told.strip()}, {OLDEST_JAVA} is needed")
+        raise Missing(f"{DEBIAN.failing}: javac is {told.strip()}, {OLDEST_JAVA} is needed")
     if os.uname().machine != "x86_64" or sys.platform != "linux":
         raise Missing("the Android app is built on x86-64 Linux (or anywhere by Android Studio, see docs/android.md)")
 
@@ -445,36 +435,11 @@ def _part(name: str, pins: str, make: Callable[[Path], None], say: Say) -> None:
     stamp.write_text(key)
 
 
-def _mirrors() -> list[str]:
-    """Addresses of the archives that this machine's apt is set up for, with / at the end."""
-    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], "apt-get").splitlines()
-    return list(dict.fromkeys(line.rstrip("/") + "/" for line in listed if line.strip()))
-
-
-def _fetch(file: File, folder: Path) -> Path:
-    """Raises Missing."""
-    path = folder / file.path.rsplit("/", 1)[1]
-    errors = ""
-    for mirror in _mirrors():
-        command = [str(APT_HELPER), "-o", "APT::Sandbox::User=root", "download-file"]
-        done = subprocess.run(
-            [*command, mirror + file.path, str(path), f"SHA256:{file.sha256}"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode == 0 and path.exists() and _sha256(path) == file.sha256:
-            return path
-        errors = (done.stderr.strip().splitlines() or [errors])[-1]
-    raise Missing(
-        f"the Android app cannot be built here: {path.name} cannot be had from the mirror that apt is set up for "
-        f"({errors or 'it has none'}). Without a network try again with one; if the mirror has it no more, take the "
-        "version that it has and its SHA-256 into apps/android/toolchain.py"
-    )
-
-
 def _unpack(files: Sequence[File], folder: Path) -> None:
+    mirrors = DEBIAN.mirrors()
     for file in files:
-        archive = _fetch(file, folder)
-        _run(["dpkg-deb", "-x", str(archive), str(folder)], "dpkg-deb")
+        archive = DEBIAN.fetch(file, folder, mirrors)
+        DEBIAN.run(["dpkg-deb", "-x", str(archive), str(folder)], "dpkg-deb")
         archive.unlink()
 
 
@@ -487,8 +452,8 @@ def _npm(package: Npm, folder: Path) -> None:
     archive = folder / f"{package.name}-{package.version}.tgz"
     if done.returncode or not archive.exists():
         last = (done.stderr.strip().splitlines() or ["npm says nothing"])[-1]
-        raise Missing(f"the Android app cannot be built here: npm has no {named} ({last})")
-    if _sha256(archive) != package.sha256:
+        raise Missing(f"{DEBIAN.failing}: npm has no {named} ({last})")
+    if sha256_of(archive) != package.sha256:
         raise Missing(f"{named} is not what it was: its SHA-256 differs from the one in apps/android/toolchain.py")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
@@ -506,25 +471,25 @@ def _native(folder: Path) -> None:
 
 def _android(folder: Path) -> None:
     """The API's classes without bodies."""
-    archive = _fetch(FRAMEWORK, folder)
+    archive = DEBIAN.fetch(FRAMEWORK, folder, DEBIAN.mirrors())
     with tarfile.open(archive) as tar:
         member = next(one for one in tar if one.name.split("/", 1)[-1] == SIGNATURES)
         content = tar.extractfile(member)
         assert content is not None, "it is a file"
         (folder / "current.txt").write_bytes(content.read())
     archive.unlink()
-    _run([sys.executable, str(HERE / "stubs.py"), str(folder / "current.txt"), str(folder / "src")], "stubs.py")
+    DEBIAN.run([sys.executable, str(HERE / "stubs.py"), str(folder / "current.txt"), str(folder / "src")], "stubs.py")
     # ProGuard reads no newer class files
     options = ["-source", "8", "-target", "8", "-Xlint:-options"]
     _javac(sorted((folder / "src").rglob("*.java")), folder / "classes", options)
-    _run(["jar", "cf", str(folder / "android.jar"), "-C", str(folder / "classes"), "."], "jar")
+    DEBIAN.run(["jar", "cf", str(folder / "android.jar"), "-C", str(folder / "classes"), "."], "jar")
     for name in ("src", "classes"):
         shutil.rmtree(folder / name)
 
 
 def _tflite(folder: Path) -> None:
     """TFLite's Java API; an annotation that its sources take from elsewhere is replaced by an empty one."""
-    archive = _fetch(TENSORFLOW, folder)
+    archive = DEBIAN.fetch(TENSORFLOW, folder, DEBIAN.mirrors())
     source = folder / "src"
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -544,7 +509,7 @@ def _tflite(folder: Path) -> None:
             f"@Retention(RetentionPolicy.SOURCE) @Target({{ElementType.TYPE_USE}}) public @interface {name} {{}}\n"
         )
     _javac(sorted(source.rglob("*.java")), folder / "classes", ["--release", "8"])
-    _run(["jar", "cf", str(folder / "tflite.jar"), "-C", str(folder / "classes"), "."], "jar")
+    DEBIAN.run(["jar", "cf", str(folder / "tflite.jar"), "-C", str(folder / "classes"), "."], "jar")
     for name in ("src", "classes"):
         shutil.rmtree(folder / name)
 
@@ -552,24 +517,10 @@ def _tflite(folder: Path) -> None:
 def _javac(sources: Sequence[Path], to: Path, options: Sequence[str]) -> None:
     listed = to.with_suffix(".list")
     listed.write_text("\n".join(map(str, sources)))
-    _run(["javac", "-nowarn", "-proc:none", "-XDignore.symbol.file", *options, "-d", str(to), f"@{listed}"], "javac")
+    DEBIAN.run(
+        ["javac", "-nowarn", "-proc:none", "-XDignore.symbol.file", *options, "-d", str(to), f"@{listed}"], "javac"
+    )
     listed.unlink()
-
-
-def _run(command: Sequence[str], what: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except OSError as error:
-        raise Missing(f"the Android app cannot be built here: {what} does not start ({error})") from error
-    if done.returncode:
-        lines = "\n".join((done.stderr or done.stdout).strip().splitlines()[-10:])
-        raise Missing(f"the Android app cannot be built here: {what} has failed\n{lines}")
-    return done.stdout
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

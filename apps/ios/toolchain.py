@@ -17,32 +17,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from pinned import Debian, File, Missing  # noqa: E402 (it lies beside the apps' folders)
+
+DEBIAN = Debian("no Swift compiler can be had here", "apps/ios/toolchain.txt")
 REPOSITORY = HERE.parents[1]
 PINS = HERE / "toolchain.txt"
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dap" / "swift"
-APT_HELPER = Path("/usr/lib/apt/apt-helper")
 RECIPE = 1
 """goes up when something is made otherwise from the same files"""
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 """what Debian's own base system has"""
 Say = Callable[[str], None]
-
-
-class Missing(Exception):
-    """Something cannot be had here; the text says what, and what to do."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of Debian's archive."""
-
-    path: str
-    """below the mirror's address"""
-    sha256: str
 
 
 def pins() -> list[File]:
@@ -78,17 +67,17 @@ def prepare(say: Say) -> None:
         for folder in (root, partial):
             shutil.rmtree(folder, ignore_errors=True)
         archives.mkdir(exist_ok=True)
-        mirrors = _mirrors()
+        mirrors = DEBIAN.mirrors()
         for name, target in LINKS.items():
             (partial / target).mkdir(parents=True)
             (partial / name).symlink_to(target)
         for name in ("dev", "proc", "tmp", "etc"):
             (partial / name).mkdir()
         with ThreadPoolExecutor(4) as pool:
-            paths = list(pool.map(lambda file: _fetch(file, archives, mirrors), pins()))
+            paths = list(pool.map(lambda file: DEBIAN.fetch(file, archives, mirrors), pins()))
         say("unpacking it")
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda path: _run(["dpkg-deb", "-x", str(path), str(partial)], "dpkg-deb"), paths))
+            list(pool.map(lambda path: DEBIAN.run(["dpkg-deb", "-x", str(path), str(partial)], "dpkg-deb"), paths))
         os.replace(partial, root)
         (FOLDER / "made").write_text(key())
         shutil.rmtree(archives)
@@ -117,58 +106,11 @@ def _programs() -> None:
         ("unshare", "unshare (util-linux)"),
     ):
         if not shutil.which(program):
-            raise Missing(f"no Swift compiler can be had here: {program} is missing. Install {what}")
+            raise Missing(f"{DEBIAN.failing}: {program} is missing. Install {what}")
     user = [] if os.geteuid() == 0 else ["-r"]
     done = subprocess.run(["unshare", *user, "-m", "true"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Missing(f"no Swift compiler can be had here: no mount namespace ({done.stderr.strip()}); try as root")
-
-
-def _mirrors() -> list[str]:
-    """Addresses of the archives that this machine's apt is set up for, with / at the end."""
-    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], "apt-get").splitlines()
-    return list(dict.fromkeys(line.rstrip("/") + "/" for line in listed if line.strip()))
-
-
-def _fetch(file: File, folder: Path, mirrors: list[str]) -> Path:
-    """The archive, unless it is there from a time before. Raises Missing."""
-    path = folder / file.path.rsplit("/", 1)[1]
-    if path.exists() and _sha256(path) == file.sha256:
-        return path
-    errors = ""
-    for mirror in mirrors:
-        path.unlink(missing_ok=True)
-        done = subprocess.run(
-            [
-                str(APT_HELPER), "-o", "APT::Sandbox::User=root", "download-file",
-                mirror + file.path.replace("~", "%7e").replace("+", "%2b"), str(path), f"SHA256:{file.sha256}",
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode == 0 and path.exists() and _sha256(path) == file.sha256:
-            return path
-        errors = (done.stderr.strip().splitlines() or [errors])[-1]
-    raise Missing(
-        f"no Swift compiler can be had here: {path.name} cannot be had from the mirror that apt is set up for "
-        f"({errors or 'it has none'}). Without a network try again with one; if the mirror has it no more, take the "
-        "version that it has and its SHA-256 into apps/ios/toolchain.txt"
-    )
-
-
-def _run(command: Sequence[str], what: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except OSError as error:
-        raise Missing(f"no Swift compiler can be had here: {what} does not start ({error})") from error
-    if done.returncode:
-        lines = "\n".join((done.stderr or done.stdout).strip().splitlines()[-10:])
-        raise Missing(f"no Swift compiler can be had here: {what} has failed\n{lines}")
-    return done.stdout
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise Missing(f"{DEBIAN.failing}: no mount namespace ({done.stderr.strip()}); try as root")
 
 
 if __name__ == "__main__":
