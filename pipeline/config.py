@@ -179,6 +179,12 @@ class RunConfig:
             raise ValueError("MODEL_PATH and --from-scratch exclude each other")
 
     @property
+    def stages(self) -> dict[str, TrainConfig]:
+        """The stages that train, in order."""
+        stages = {"dense": self.dense, "prune": self.prune, "finetune": self.finetune}
+        return {stage: train for stage, train in stages.items() if train is not None}
+
+    @property
     def data_folder(self) -> Path | None:
         """The data set's own folder, if the user named one."""
         return Path(self.data) if self.data else None

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from pipeline import console, files
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.runs import Run
 from pipeline.train.loop import Progress
 from targets import strict
 
 FILE = "plan.json"
 """the plan in a run's folder, by which it began and goes on, on whatever machine"""
-STAGES = ("dense", "prune", "finetune")
 SCALES = (1 / 8, 4.0)
 """smallest and largest factor for epochs: below, masks have no time to move; above, images are learnt by heart"""
 
@@ -59,7 +58,7 @@ def fix(run: Run, images: int, *, gpu: bool) -> dict[str, str]:
 
     Returns its digest by name; nothing for a run whose epochs are all given.
     """
-    scaled = {stage: config for stage, config in _stages(run.config).items() if config.epochs_for is not None}
+    scaled = {stage: config for stage, config in run.config.stages.items() if config.epochs_for is not None}
     if not scaled:
         return {}
     path = run.folder / FILE
@@ -76,7 +75,7 @@ def read(run: Run) -> Plan:
 
 def settled(run: Run) -> dict[str, TrainConfig]:
     """The stages that the run trains in, in order, with the epochs that they have. `fix` has come before."""
-    stages = _stages(run.config)
+    stages = run.config.stages
     if all(config.epochs_for is None for config in stages.values()):
         return stages
     epochs = read(run).epochs
@@ -84,11 +83,6 @@ def settled(run: Run) -> dict[str, TrainConfig]:
         stage: config if config.epochs_for is None else replace(config, epochs=epochs[stage], epochs_for=None)
         for stage, config in stages.items()
     }
-
-
-def _stages(config: RunConfig) -> dict[str, TrainConfig]:
-    stages = {stage: getattr(config, stage) for stage in STAGES}
-    return {stage: train for stage, train in stages.items() if train is not None}
 
 
 def told(run: Run, first: str, images: int) -> list[str]:
@@ -99,7 +93,7 @@ def told(run: Run, first: str, images: int) -> list[str]:
         steps = config.epochs * max(1, images // config.batch_size)
         parts.append(f"{stage} {console.count(config.epochs, 'epoch')}, {console.count(steps, 'step')}")
     lines = [f"  to train: {'; '.join(parts)}; {images:,} images an epoch, {stages[first].batch_size} a step"]
-    own = _stages(run.config)
+    own = run.config.stages
     if all(config.epochs_for is None for config in own.values()):
         return lines
     share = min(config.cpu_share for config in own.values() if config.epochs_for is not None)

@@ -90,10 +90,8 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
 
 def _scaled(config: RunConfig, images: int, cpu_share: float = 1.0) -> RunConfig:
     """The same run with epochs that are meant for so many training images, as many as they were measured with."""
-    stages = {
-        stage: replace(train, epochs_for=images, cpu_share=cpu_share)
-        for stage in ("dense", "prune", "finetune")
-        if (train := getattr(config, stage)) is not None
+    stages: dict[str, Any] = {
+        stage: replace(train, epochs_for=images, cpu_share=cpu_share) for stage, train in config.stages.items()
     }
     return replace(config, **stages)
 

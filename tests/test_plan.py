@@ -67,7 +67,7 @@ def test_what_cannot_be_is_refused(settings, message):
 
 def test_a_config_of_before_is_read():
     values = to_dict(presets.digits(0.5))
-    for stage in plan.STAGES:
+    for stage in ("dense", "prune", "finetune"):
         for key in ("epochs_for", "cpu_share", "lr_batch"):
             del values[stage][key]
     assert from_dict(values).dense.lr_at(1) == 1e-3
@@ -167,5 +167,5 @@ def test_an_estimate_has_no_more_digits_than_it_deserves(seconds, words):
 
 def test_work_is_counted_in_epochs_of_the_dense_model(image_folder, tmp_path):
     run = Run.create(tmp_path / "run", tiny_config(image_folder))  # 1, 3 and 2 epochs, half of the model
-    assert [plan.work(run, stage) for stage in plan.STAGES] == [1.0, 3 * plan.PROBING, 1.0]
+    assert [plan.work(run, stage) for stage in ("dense", "prune", "finetune")] == [1.0, 3 * plan.PROBING, 1.0]
     assert math.isclose(plan.work(Run(run.folder, replace(run.config, teacher="dense")), "finetune"), 2 * (0.5 + 1 / 3))
