@@ -94,6 +94,7 @@ def test_a_phone_is_found_by_whatever_it_is_called(fake, device):
         ({"devices": []}, "usb", "no phone fits DEVICE=usb .none is known.: plug it in, unlock it"),
         ({}, "Other", r"no phone fits DEVICE=Other \(known: My phone\)"),
         ({"mode": "not json"}, "usb", "answers something else than JSON"),
+        ({"mode": "nested"}, "usb", "answers something else than JSON"),
         ({"devices": [7, {"identifier": 1}, {"identifier": "B"}]}, "Other", "known: B"),
         ({"installed": False}, "usb", "the app is not installed there, and not built here: xcodebuild -project apps"),
         ({"simulators": []}, "sim", "0 booted simulators: boot one"),

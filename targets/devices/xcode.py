@@ -6,7 +6,6 @@ in part does not run: every file's checksum stands in it. A simulator computes o
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -367,11 +366,12 @@ def _devicectl(command: list[str], name: str, limit_s: float) -> dict[str, Any]:
 
 
 def _parsed(content: str | bytes, name: str) -> dict[str, Any]:
+    data = content.encode() if isinstance(content, str) else content
     try:
-        found = json.loads(content)
-    except ValueError as error:  # UnicodeDecodeError is one
+        found: dict[str, Any] = strict.parse_json(data, dict[str, Any], name, source="foreign")
+    except ValueError as error:
         raise DeviceError(f"{name}: xcrun answers something else than JSON; is this Xcode 16 or newer?") from error
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 def _xcrun(command: list[str], name: str, limit_s: float) -> str:
