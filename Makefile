@@ -14,7 +14,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 VERBS := demo data prune profile deploy app hub stage pretrain compare paper-table models \
-	bench-step bench-loader bench-export bench-latency-budget bench-frontier
+	bench-step bench-probes bench-loader bench-export bench-latency-budget bench-frontier
 .PHONY: help env $(VERBS) test check format lock
 
 help: ## show this help
@@ -47,6 +47,7 @@ compare: ## every method side by side: the table
 paper-table: ## the published table, and what it takes to make it again
 models: ## which of timm's ViTs can be pruned, and why not the others
 bench-step: ## time and memory of a training step, plain and pruning
+bench-probes: ## what the probes hold, for 10, 251 and 1,010 classes
 bench-loader: ## images per second of our training loader and timm's
 bench-export: ## our exports beside stock ones and other runtimes
 bench-latency-budget: ## milliseconds against parameters as DAP's budget

@@ -32,6 +32,8 @@ class PruneConfig:
     """The default patch probes look at every n-th image of the batch (8 at least); the reference ones at all."""
     probe_lr: float | None = None
     """Learning rate of the probes' AdamW; None: the paper's 5e-4, but 2e-3 for the default patch probes."""
+    probe_rank: int = 32
+    """Rank of the default probes' heads where it makes them smaller: of many classes they are most of the probes."""
     start: float = 0.1
     """Share of the run after which cutting begins."""
     sparse: float = 0.5
@@ -63,7 +65,7 @@ class PruneConfig:
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        for name in ("probe_images", "updates_per_epoch", "seed"):
+        for name in ("probe_images", "probe_rank", "updates_per_epoch", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

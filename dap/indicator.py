@@ -5,7 +5,8 @@ J images whose patches are looked at, P patches (h x w), D width, C classes.
 Probes see detached copies of the tokens: they learn along with the model and never send it a gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -65,23 +66,36 @@ class BatchedProbes(nn.Module):
     features are averaged over the grid in the end anyway); the class-token probe begins at zero, where torch would draw
     it at random. A random start outweighs all that this probe learns in some hundred steps, and until then it decides
     which block seems to help: two sets of the paper's probes that differ in nothing but their start disagree.
+
+    Of many classes, the heads would hold most of all parameters: they are two factors then, of `rank` columns each.
     """
 
-    def __init__(self, *, blocks: int, dim: int, classes: int, grid: tuple[int, int]) -> None:
+    def __init__(self, *, blocks: int, dim: int, classes: int, grid: tuple[int, int], rank: int) -> None:
         super().__init__()
         self.grid = grid
         self.spatial1, self.spatial2 = (_uniform((blocks * dim, 1, 3, 3), 9) for _ in range(2))
         self.mix1, self.mix2 = (_uniform((blocks, dim, dim), dim) for _ in range(2))
         self.scale1, self.scale2 = (nn.Parameter(torch.ones(blocks * dim)) for _ in range(2))
         self.bias1, self.bias2 = (nn.Parameter(torch.zeros(blocks * dim)) for _ in range(2))
-        self.class_head = nn.Parameter(torch.zeros(blocks, dim, classes))
+        self.class_reduce = self.patch_reduce = None
+        width = dim
+        if rank * (dim + classes) < dim * classes:
+            self.class_reduce, self.patch_reduce = (
+                nn.Parameter(torch.randn(blocks, dim, rank) / rank**0.5)
+                for _ in range(2)  # keeps a token's length
+            )
+            width = rank
+        self.class_head = nn.Parameter(torch.zeros(blocks, width, classes))
         self.class_bias = nn.Parameter(torch.zeros(blocks, 1, classes))
-        self.patch_head, self.patch_bias = _uniform((blocks, dim, classes), dim), _uniform((blocks, 1, classes), dim)
+        self.patch_head = _uniform((blocks, width, classes), dim)
+        self.patch_bias = _uniform((blocks, 1, classes), dim)
 
     def forward(self, class_: Sequence[Tensor], patches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """class_: B + 1 of (I, D);  patches: B + 1 of (J, P, D). Returns the logits, (B, S, I, C) and (B, S, J, C)."""
         blocks, dim, _ = self.mix1.shape
         class_BsD = torch.cat([torch.stack(list(class_[:-1])), torch.stack(list(class_[1:]))], dim=1)
+        if self.class_reduce is not None:
+            class_BsD = class_BsD @ self.class_reduce
         class_logits = torch.baddbmm(self.class_bias, class_BsD, self.class_head)
 
         images = len(patches[0])
@@ -101,11 +115,12 @@ class BatchedProbes(nn.Module):
             x = F.batch_norm(x, None, None, scale.repeat(2), bias.repeat(2), training=True)
             x = F.relu(x, inplace=True)
         pooled_BsD = x.mean((2, 3)).reshape(images, 2, blocks, dim).permute(2, 1, 0, 3).reshape(blocks, -1, dim)
+        if self.patch_reduce is not None:
+            pooled_BsD = pooled_BsD @ self.patch_reduce
         patch_logits = torch.baddbmm(self.patch_bias, pooled_BsD, self.patch_head)
         return class_logits.unflatten(1, (2, -1)), patch_logits.unflatten(1, (2, -1))
 
 
-PROBES: dict[str, Callable[..., nn.Module]] = {"default": BatchedProbes, "reference": ReferenceProbes}
 # The paper's rate is 5e-4. A class-token probe that learns faster finds ever more in the first blocks, and next to that
 # the others' benefit vanishes. The cheap patch probes see fewer images, and learn faster to make up for it.
 CLASS_LEARNING_RATE = 5e-4
@@ -132,6 +147,7 @@ class Indicator:
         self,
         *,
         probe: Literal["default", "reference"],
+        rank: int,
         layers: int,
         dim: int,
         classes: int,
@@ -140,14 +156,16 @@ class Indicator:
         seed: int,
         device: torch.device,
     ) -> None:
-        """lr: of the probes' AdamW; None: CLASS_LEARNING_RATE and PATCH_LEARNING_RATE."""
+        """rank: of the default probes' heads, where that makes them smaller.
+
+        lr: of the probes' AdamW; None: CLASS_LEARNING_RATE and PATCH_LEARNING_RATE
+        """
         # A stream of random numbers of its own: attaching a pruner must not change the training that follows.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             sizes = [min(GROUP, 2 * layers - first) for first in range(0, 2 * layers, GROUP)]
-            groups: list[nn.Module] = [
-                PROBES[probe](blocks=size, dim=dim, classes=classes, grid=grid) for size in sizes
-            ]
+            make = partial(BatchedProbes, rank=rank) if probe == "default" else ReferenceProbes
+            groups = [make(blocks=size, dim=dim, classes=classes, grid=grid) for size in sizes]
         self.group_sizes = sizes
         self.probes = nn.ModuleList(groups).to(device)
         groups_of: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -95,6 +95,7 @@ class Pruner:
         device = next(self.model.parameters()).device
         self._indicator = Indicator(
             probe=config.probe,
+            rank=config.probe_rank,
             layers=len(self.model.blocks),
             dim=self.model.embed_dim,
             classes=self.model.num_classes,

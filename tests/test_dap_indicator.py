@@ -15,12 +15,13 @@ Probe = Literal["default", "reference"]
 BOTH = pytest.mark.parametrize("probe", ["default", "reference"])
 
 
-def indicator(probe: Probe, lr: float | None = None) -> Indicator:
+def indicator(probe: Probe, lr: float | None = None, rank: int = 32, classes: int = CLASSES) -> Indicator:
     return Indicator(
         probe=probe,
+        rank=rank,
         layers=2,
         dim=24,
-        classes=CLASSES,
+        classes=classes,
         grid=(4, 4),
         lr=lr,
         seed=0,
@@ -142,3 +143,25 @@ def test_construction_draws_no_random_numbers_of_the_training(probe: Probe) -> N
     assert torch.equal(torch.rand(1), expected)
     for a, b in zip(first.probes.parameters(), second.probes.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_heads_of_many_classes_are_two_factors_that_learn_as_fast() -> None:
+    """The class-token probe begins at zero: after a step of the same rate its logits are about as large."""
+    whole, factored = indicator("default", rank=10**9, classes=500), indicator("default", rank=8, classes=500)
+    sizes = [sum(p.numel() for p in learner.probes.parameters()) for learner in (whole, factored)]
+    assert sizes[1] < 0.6 * sizes[0]
+    tokens, targets = stream(images=64), torch.arange(64) % 500
+    spreads = []
+    for learner in (whole, factored):
+        assert learner.learn(seen(tokens, targets))[0].abs().max() == 0
+        logits = learner.probes[0]([x[:, 0] for x in tokens], [x[:, 1:] for x in tokens])
+        spreads.append([float(part.std()) for part in logits])
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.5)
+
+
+def test_heads_of_few_classes_are_whole() -> None:
+    """Factors would hold more than they save."""
+    for rank in (32, 10**9):
+        assert [p.shape for p in indicator("default", rank=rank).probes.parameters()] == [
+            p.shape for p in indicator("default").probes.parameters()
+        ]

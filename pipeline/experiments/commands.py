@@ -157,6 +157,26 @@ def bench_step(
     _finish(out, "make bench-step", quick, rows, shown)
 
 
+@app.command("bench-probes", epilog=EXIT_CODES)
+def bench_probes(
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-probes.json"),
+) -> None:
+    """What DAP's probes hold, and what every process sends at a step, for 10, 251 and 1,010 classes."""
+    from pipeline.experiments.probe_sizes import probe_sizes
+
+    shown = (
+        "model",
+        "classes",
+        "probe",
+        "params",
+        "params_whole_heads",
+        "model_params",
+        "memory_mb",
+        "probes_mb_per_step",
+    )
+    _finish(out, "make bench-probes", False, probe_sizes(), shown)
+
+
 @app.command("bench-loader", epilog=EXIT_CODES)
 def bench_loader(
     quick: Annotated[bool, typer.Option("--quick", help="Few pictures and rounds.")] = False,
