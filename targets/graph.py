@@ -23,23 +23,23 @@ class Form:
     """two products with or without a leading dimension of 1, or scaled_dot_product_attention"""
     pixel_scale: float
     """what pixels are multiplied by before the patch embedding, which takes over the rest of their normalisation"""
-    stream_scale: float
-    """what everything that is added to the residual stream is multiplied by; a power of two, so that nothing is lost"""
     gather: bool
     """channels that a branch does not read or write are left out by index; otherwise they are zeros in its weights"""
+    half_norms: bool
+    """whether norms may be computed in float16: stream_scale is then found for each model"""
+    stream_scale: float = 1.0
+    """what everything that is added to the residual stream is multiplied by; a power of two, so that nothing is lost"""
 
 
-# LiteRT's GPU delegate takes dimension 0 as the batch, and computes in float16, whose largest number is 65,504: there
-# x * x is infinite from |x| = 256 on, and the norm's result 0. A quarter of x lets the stream reach 1,023, and leaves
-# eps, 1e-6 / 16, just above 0. A norm divides by the scale again: it costs nothing.
-TFLITE = Form(layout="NHWC", norm="mean", attention="BHNK", pixel_scale=1.0, stream_scale=0.25, gather=True)
+# LiteRT's GPU delegate takes dimension 0 as the batch, and computes in float16 where it may.
+TFLITE = Form(layout="NHWC", norm="mean", attention="BHNK", pixel_scale=1.0, gather=True, half_norms=True)
 # XNNPACK's partitioner in ExecuTorch takes neither a mean over the last dimension nor index_select, nor the expand that
 # four-dimensional products come with. A gather there costs more than the multiplications that it saves: dense 8.1 ms,
 # with gathers 9.6 (four blocks, 144 of 192 channels).
-EXECUTORCH = Form(layout="NCHW", norm="linear", attention="HNK", pixel_scale=1.0, stream_scale=1.0, gather=False)
+EXECUTORCH = Form(layout="NCHW", norm="linear", attention="HNK", pixel_scale=1.0, gather=False, half_norms=False)
 # Core ML knows both operations and picks their kernels. A gather may take the model off the Neural Engine, which
 # computes in float16: there, weights for pixels up to 255 would be subnormal, and hardware may take those for zero.
-COREML = Form(layout="NCHW", norm="layer_norm", attention="fused", pixel_scale=1 / 255, stream_scale=1.0, gather=False)
+COREML = Form(layout="NCHW", norm="layer_norm", attention="fused", pixel_scale=1 / 255, gather=False, half_norms=False)
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -112,14 +112,14 @@ class ExportAttention(nn.Module):
             v_HNK = self.v(x_BND).reshape(tokens, heads, width).permute(1, 0, 2)
             y_HMK = torch.bmm(torch.softmax(torch.bmm(q_HMK, k_HKN), -1), v_HNK)
             return self.out(y_HMK.permute(1, 0, 2).reshape(1, queries, heads * width))
-        q_BHMK = self.q(queries_BMD).reshape(1, queries, heads, width).transpose(1, 2)
+        q_BHMK = self.q(queries_BMD).reshape(1, queries, heads, width).permute(0, 2, 1, 3)
         k_BNHK = self.k(x_BND).reshape(1, tokens, heads, width)
-        v_BHNK = self.v(x_BND).reshape(1, tokens, heads, width).transpose(1, 2)
+        v_BHNK = self.v(x_BND).reshape(1, tokens, heads, width).permute(0, 2, 1, 3)
         if self.kind == "fused":
-            y_BHMK = nn.functional.scaled_dot_product_attention(q_BHMK, k_BNHK.transpose(1, 2), v_BHNK, scale=1.0)
+            y_BHMK = nn.functional.scaled_dot_product_attention(q_BHMK, k_BNHK.permute(0, 2, 1, 3), v_BHNK, scale=1.0)
         else:
             y_BHMK = torch.softmax(q_BHMK @ k_BNHK.permute(0, 2, 3, 1), -1) @ v_BHNK
-        return self.out(y_BHMK.transpose(1, 2).reshape(1, queries, heads * width))
+        return self.out(y_BHMK.permute(0, 2, 1, 3).reshape(1, queries, heads * width))
 
 
 class ExportGlu(nn.Module):
@@ -178,8 +178,8 @@ class AttentionPool(nn.Module):
         tokens, heads = x_BND.shape[1], self.scores.out_features
         scores_BNH, value_BNE = self.scores(x_BND), self.value(x_BND)
         if self.kind == "BHNK":
-            share_BH1N = torch.softmax(scores_BNH.transpose(1, 2).reshape(1, heads, 1, tokens), -1)
-            found_BH1K = share_BH1N @ value_BNE.reshape(1, tokens, heads, -1).transpose(1, 2)
+            share_BH1N = torch.softmax(scores_BNH.permute(0, 2, 1).reshape(1, heads, 1, tokens), -1)
+            found_BH1K = share_BH1N @ value_BNE.reshape(1, tokens, heads, -1).permute(0, 2, 1, 3)
             found_B1E = found_BH1K.reshape(1, 1, -1)
         else:
             share_H1N = torch.softmax(scores_BNH.permute(2, 0, 1), -1)
