@@ -14,7 +14,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 VERBS := demo data prune profile deploy app hub stage pretrain compare paper-table models \
-	bench-step bench-probes bench-loader bench-export bench-latency-budget bench-frontier
+	bench-step bench-probes bench-loader bench-export bench-batch bench-latency-budget bench-frontier
 .PHONY: help env $(VERBS) test check format lock
 
 help: ## show this help
@@ -50,6 +50,7 @@ bench-step: ## time and memory of a training step, plain and pruning
 bench-probes: ## what the probes hold, for 10, 251 and 1,010 classes
 bench-loader: ## images per second of our training loader and timm's
 bench-export: ## our exports beside stock ones and other runtimes
+bench-batch: ## what the form for GPU delegates costs on the CPU
 bench-latency-budget: ## milliseconds against parameters as DAP's budget
 bench-frontier: ## accuracy over milliseconds of what was compared: RESULTS=docs/results/compare-...json
 

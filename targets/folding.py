@@ -53,7 +53,8 @@ def norm_reader(module: nn.Module, name: str, form: Form) -> Reader:
 
 
 def _plain_norm(width: int, eps: float, form: Form) -> nn.Module:
-    """LayerNorm without gain and offset."""
+    """LayerNorm without gain and offset, of a stream that is a multiple of what it was."""
+    eps = eps * form.stream_scale**2
     if form.norm == "mean":
         return RootMeanSquareNorm(eps)
     if form.norm == "linear":
@@ -73,12 +74,13 @@ def scaled(weight: Tensor, bias: Tensor, scaling: Any, name: str) -> tuple[Tenso
 
 
 def writer(weight: Tensor, bias: Tensor, scaling: Any, name: str, width: int, form: Form) -> nn.Module:
-    """What writes a branch's result to the residual stream: zero mean over the stream's width.
+    """What writes a branch's result to the residual stream: zero mean over the stream's width, times stream_scale.
 
     Centring would make a scattered output dense. With a gather the linear layer instead gets one row more, minus the
     mean that the kept rows give to the whole stream; each channel that the branch doesn't write reads that row.
     """
     _, scatter = _two_parts(scaling)
+    weight, bias = form.stream_scale * weight, form.stream_scale * bias
     mean_weight, mean_bias = weight.sum(0, keepdim=True) / width, bias.sum(0, keepdim=True) / width
     if scatter is None:
         return linear(weight - mean_weight, bias - mean_bias)

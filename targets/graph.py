@@ -1,7 +1,7 @@
 """The form of a ViT that mobile runtimes run fastest: its modules. rewrite.py makes it. Knows torch alone.
 
 B batch (always 1 here), N tokens, M query tokens, D width, H heads, K head width, F hidden units, C classes,
-T leading tokens (class, register, distillation).
+T leading tokens (class, register, distillation), P patches.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,27 @@ class Form:
     """of the images"""
     norm: Literal["mean", "linear", "layer_norm"]
     """the mean of squares as a reduction or as a linear layer to one channel, or LayerNorm itself"""
-    fused_attention: bool
-    """scaled_dot_product_attention instead of two products"""
+    attention: Literal["BHNK", "HNK", "fused"]
+    """two products with or without a leading dimension of 1, or scaled_dot_product_attention"""
     pixel_scale: float
     """what pixels are multiplied by before the patch embedding, which takes over the rest of their normalisation"""
     gather: bool
     """channels that a branch does not read or write are left out by index; otherwise they are zeros in its weights"""
+    half_norms: bool
+    """whether norms may be computed in float16: stream_scale is then found for each model"""
+    stream_scale: float = 1.0
+    """what everything that is added to the residual stream is multiplied by; a power of two, so that nothing is lost"""
 
 
-# XNNPACK's partitioner in ExecuTorch takes neither a mean over the last dimension nor index_select. A gather there
-# costs more than the multiplications that it saves: dense 8.1 ms, with gathers 9.6 (four blocks, 144 of 192 channels).
-TFLITE = Form(layout="NHWC", norm="mean", fused_attention=False, pixel_scale=1.0, gather=True)
-EXECUTORCH = Form(layout="NCHW", norm="linear", fused_attention=False, pixel_scale=1.0, gather=False)
+# LiteRT's GPU delegate takes dimension 0 as the batch, and computes in float16 where it may.
+TFLITE = Form(layout="NHWC", norm="mean", attention="BHNK", pixel_scale=1.0, gather=True, half_norms=True)
+# XNNPACK's partitioner in ExecuTorch takes neither a mean over the last dimension nor index_select, nor the expand that
+# four-dimensional products come with. A gather there costs more than the multiplications that it saves: dense 8.1 ms,
+# with gathers 9.6 (four blocks, 144 of 192 channels).
+EXECUTORCH = Form(layout="NCHW", norm="linear", attention="HNK", pixel_scale=1.0, gather=False, half_norms=False)
 # Core ML knows both operations and picks their kernels. A gather may take the model off the Neural Engine, which
 # computes in float16: there, weights for pixels up to 255 would be subnormal, and hardware may take those for zero.
-COREML = Form(layout="NCHW", norm="layer_norm", fused_attention=True, pixel_scale=1 / 255, gather=False)
+COREML = Form(layout="NCHW", norm="layer_norm", attention="fused", pixel_scale=1 / 255, gather=False, half_norms=False)
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -93,24 +99,27 @@ class ExportAttention(nn.Module):
 
     out: nn.Module
 
-    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, fused: bool) -> None:
+    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, form: Form) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.heads, self.fused = q, k, v, heads, fused
+        self.q, self.k, self.v, self.heads, self.kind = q, k, v, heads, form.attention
 
     def forward(self, x_BND: Tensor, queries_BMD: Tensor) -> Tensor:
         heads, width = self.heads, self.q.out_features // self.heads
         tokens, queries = x_BND.shape[1], queries_BMD.shape[1]
-        if self.fused:
-            q_BHMK = self.q(queries_BMD).reshape(1, queries, heads, width).transpose(1, 2)
-            k_BHNK = self.k(x_BND).reshape(1, tokens, heads, width).transpose(1, 2)
-            v_BHNK = self.v(x_BND).reshape(1, tokens, heads, width).transpose(1, 2)
-            y_BHMK = nn.functional.scaled_dot_product_attention(q_BHMK, k_BHNK, v_BHNK, scale=1.0)
-            return self.out(y_BHMK.transpose(1, 2).reshape(1, queries, heads * width))
-        q_HMK = self.q(queries_BMD).reshape(queries, heads, width).permute(1, 0, 2)
-        k_HKN = self.k(x_BND).reshape(tokens, heads, width).permute(1, 2, 0)
-        v_HNK = self.v(x_BND).reshape(tokens, heads, width).permute(1, 0, 2)
-        y_HMK = torch.bmm(torch.softmax(torch.bmm(q_HMK, k_HKN), -1), v_HNK)
-        return self.out(y_HMK.permute(1, 0, 2).reshape(1, queries, heads * width))
+        if self.kind == "HNK":
+            q_HMK = self.q(queries_BMD).reshape(queries, heads, width).permute(1, 0, 2)
+            k_HKN = self.k(x_BND).reshape(tokens, heads, width).permute(1, 2, 0)
+            v_HNK = self.v(x_BND).reshape(tokens, heads, width).permute(1, 0, 2)
+            y_HMK = torch.bmm(torch.softmax(torch.bmm(q_HMK, k_HKN), -1), v_HNK)
+            return self.out(y_HMK.permute(1, 0, 2).reshape(1, queries, heads * width))
+        q_BHMK = self.q(queries_BMD).reshape(1, queries, heads, width).permute(0, 2, 1, 3)
+        k_BNHK = self.k(x_BND).reshape(1, tokens, heads, width)
+        v_BHNK = self.v(x_BND).reshape(1, tokens, heads, width).permute(0, 2, 1, 3)
+        if self.kind == "fused":
+            y_BHMK = nn.functional.scaled_dot_product_attention(q_BHMK, k_BNHK.permute(0, 2, 1, 3), v_BHNK, scale=1.0)
+        else:
+            y_BHMK = torch.softmax(q_BHMK @ k_BNHK.permute(0, 2, 3, 1), -1) @ v_BHNK
+        return self.out(y_BHMK.permute(0, 2, 1, 3).reshape(1, queries, heads * width))
 
 
 class ExportGlu(nn.Module):
@@ -125,10 +134,18 @@ class ExportGlu(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """The mean of the tokens from `first` on: (B, N, D) -> (B, 1, D).
+    """The mean of the tokens from `first` on: (B, N, D) -> (B, 1, D)."""
 
-    As a product, which all delegates take, where they differ about a mean over tokens.
-    """
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return (x_BND[:, self.first :] if self.first else x_BND).mean(1, keepdim=True)
+
+
+class ProductMeanPool(nn.Module):
+    """The same as a product, which XNNPACK and Core ML take, where they differ about a mean over tokens."""
 
     def __init__(self, tokens: int, first: int) -> None:
         super().__init__()
@@ -148,20 +165,28 @@ class AttentionPool(nn.Module):
     """
 
     def __init__(
-        self, first: int, scores: nn.Linear, value: nn.Linear, out: nn.Linear, mean: nn.Linear, mlp: nn.Module
-    ) -> None:
+        self, first: int, scores: nn.Linear, value: nn.Linear, out: nn.Linear, mean: nn.Linear, mlp: nn.Module,
+        form: Form,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.first, self.scores, self.value, self.out, self.mean, self.mlp = first, scores, value, out, mean, mlp
+        self.kind = form.attention
 
     def forward(self, x_BND: Tensor) -> Tensor:
         if self.first:
             x_BND = x_BND[:, self.first :]
         tokens, heads = x_BND.shape[1], self.scores.out_features
-        share_H1N = torch.softmax(self.scores(x_BND).permute(2, 0, 1), -1)
-        v_HNK = self.value(x_BND).reshape(tokens, heads, -1).permute(1, 0, 2)
-        found_B1D = torch.bmm(share_H1N, v_HNK).permute(1, 0, 2).reshape(1, 1, -1)
-        y_B1D = self.out(found_B1D)
-        return y_B1D + self.mean(found_B1D) + self.mlp(y_B1D)
+        scores_BNH, value_BNE = self.scores(x_BND), self.value(x_BND)
+        if self.kind == "BHNK":
+            share_BH1N = torch.softmax(scores_BNH.permute(0, 2, 1).reshape(1, heads, 1, tokens), -1)
+            found_BH1K = share_BH1N @ value_BNE.reshape(1, tokens, heads, -1).permute(0, 2, 1, 3)
+            found_B1E = found_BH1K.reshape(1, 1, -1)
+        else:
+            share_H1N = torch.softmax(scores_BNH.permute(2, 0, 1), -1)
+            v_HNK = value_BNE.reshape(tokens, heads, -1).permute(1, 0, 2)
+            found_B1E = torch.bmm(share_H1N, v_HNK).permute(1, 0, 2).reshape(1, 1, -1)
+        y_B1D = self.out(found_B1E)
+        return y_B1D + self.mean(found_B1E) + self.mlp(y_B1D)
 
 
 class ExportBlock(nn.Module):
@@ -191,7 +216,7 @@ class ExportViT(nn.Module):
 
     image_size: (height, width) in pixels, of the images it takes
     form:       what it was made for; its layout is NHWC: (1, height, width, 3), or NCHW: (1, 3, height, width)
-    prefix:     (1, T, D), T may be 0
+    prefix:     (1, T, D), T may be 0;  positions: (1, P, D)
     first:      norm before the blocks, if there is one
     pool:       from the blocks' result to what the head reads: the last norm, and pooling in front of it or behind it
     """
@@ -212,7 +237,8 @@ class ExportViT(nn.Module):
         self.image_size, self.layout, self.pixel_scale = image_size, form.layout, form.pixel_scale
         self.patches, self.first, self.blocks = patches, first, nn.ModuleList(blocks)
         self.pool, self.head = pool, head
-        self.prefix, self.positions = nn.Buffer(prefix), nn.Buffer(positions)
+        # LiteRT's GPU delegate reads a constant that is concatenated only if it has four dimensions
+        self.prefix, self.positions = nn.Buffer(prefix[None]), nn.Buffer(positions[None])
 
     def example(self) -> Tensor:
         """An image of zeros, of the shape that forward takes."""
@@ -223,9 +249,9 @@ class ExportViT(nn.Module):
         images_BCHW = images.permute(0, 3, 1, 2) if self.layout == "NHWC" else images
         if self.pixel_scale != 1.0:
             images_BCHW = images_BCHW * self.pixel_scale
-        x = self.patches(images_BCHW).permute(0, 2, 3, 1)
-        x = x.reshape(self.positions.shape) + self.positions
-        x = self.first(torch.cat([self.prefix, x], 1) if self.prefix.shape[1] else x)
+        x_B1PD = self.patches(images_BCHW).permute(0, 2, 3, 1).reshape(self.positions.shape) + self.positions
+        x_B1ND = torch.cat([self.prefix, x_B1PD], 2) if self.prefix.shape[2] else x_B1PD
+        x = self.first(x_B1ND.reshape(1, x_B1ND.shape[2], -1))
         for block in self.blocks:
             x = block(x)
         return self.head(self.pool(x).reshape(1, -1))

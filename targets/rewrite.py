@@ -9,14 +9,16 @@ What changes, and why it stays exact:
 - everything that writes to the residual stream is multiplied by P = I - 11^T / D. LayerNorm ignores the mean over D, so
   nothing else changes, and with a zero-mean stream LayerNorm is x * rsqrt(mean(x^2) + eps): one reduction, not two;
 - LayerNorm's gain and bias, LayerScale and 1/sqrt(head width) go into the neighbouring linear layers;
-- attention is two 3D batched matrix products, which XNNPACK takes; it refuses scaled_dot_product_attention;
+- attention is two batched matrix products, which XNNPACK takes; it refuses scaled_dot_product_attention;
 - after the last attention only the head's tokens matter, so its queries and what follows are computed for those;
-- a norm that begins the stream keeps its gain and offset, and the mean is taken away again behind it.
+- a norm that begins the stream keeps its gain and offset, and the mean is taken away again behind it;
+- the stream may be a multiple of what it was, for the range of float16: a norm of s x with s^2 eps is that of x.
 Folding is done in float64 and stored in float32.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ from targets.graph import (
     FirstNorm,
     Form,
     MeanPool,
+    ProductMeanPool,
     linear,
     store,
 )
@@ -43,6 +46,10 @@ from targets.graph import (
 # A sound rewrite lies above 100 dB, a module with hooks or a forward of its own far below. The gap leaves room for the
 # reduced-precision matrix products of a GPU.
 PROOF_SNR_DB = 60.0
+# In float16, whose largest number is 65,504 and whose smallest normal one 0.00006, x^2 is infinite from |x| = 256 on, a
+# norm's result 0, and x^2 loses digits below 0.008. The largest |x| of one image is brought to between half of this and
+# this: other images may have four times as much, and what is a thousandth of it has a square with all its digits.
+STREAM_PEAK = 64.0
 
 
 def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float], form: Form = TFLITE) -> ExportViT:
@@ -58,12 +65,22 @@ def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float], form:
     Raises ValueError naming the part that has no exact export form.
     Source of the zero-mean stream: arXiv 2305.14858.
     """
-    blocks = _checked(model)
     vit: Any = model
+    blocks = _checked(vit)
+    exported = _graph(vit, blocks, mean, std, form)
+    image, want, peak = _reference(vit, mean, std)
+    if form.half_norms and 0 < peak < math.inf:
+        scale = 2.0 ** math.floor(math.log2(STREAM_PEAK / peak))
+        exported = _graph(vit, blocks, mean, std, replace(form, stream_scale=scale))
+    _prove(exported, image, want)
+    return exported
+
+
+def _graph(vit: Any, blocks: list[Any], mean: Sequence[float], std: Sequence[float], form: Form) -> ExportViT:
     # behind the last attention the head's tokens alone go on, where it does not read all of them
     tokens = len(_heads(vit)) if vit.global_pool == "token" else None
     last = max(i for i, block in enumerate(blocks) if not _removed(block.attn))
-    patches, prefix, positions = _embedding(vit, mean, std, form.pixel_scale)
+    patches, prefix, positions = _embedding(vit, mean, std, form)
     pool, head = _head(vit, form)
     exported = ExportViT(
         vit.patch_embed.img_size,
@@ -76,9 +93,7 @@ def rewrite(model: nn.Module, mean: Sequence[float], std: Sequence[float], form:
         pool,
         head,
     )
-    exported = exported.eval().requires_grad_(False)
-    _prove(vit, exported, mean, std)
-    return exported
+    return exported.eval().requires_grad_(False)
 
 
 def _checked(model: nn.Module) -> list[Any]:
@@ -111,26 +126,24 @@ def _removed(branch: nn.Module | None) -> bool:
     return branch is None or getattr(branch, "removed", False) is True
 
 
-def _embedding(
-    vit: Any, mean: Sequence[float], std: Sequence[float], pixel_scale: float
-) -> tuple[nn.Conv2d, Tensor, Tensor]:
+def _embedding(vit: Any, mean: Sequence[float], std: Sequence[float], form: Form) -> tuple[nn.Conv2d, Tensor, Tensor]:
     """Patch embedding for pixels 0..255 times pixel_scale, leading tokens (1, T, D), patch positions (1, N - T, D).
 
-    All of zero mean over D.
+    All of zero mean over D, and times stream_scale.
     """
     weight, bias = parameters(vit.patch_embed.proj)
     mean_t, std_t = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     bias = bias - torch.einsum("dchw,c->d", weight, mean_t / std_t)
-    weight = weight / (255 * pixel_scale * std_t).view(1, 3, 1, 1)
+    weight = weight / (255 * form.pixel_scale * std_t).view(1, 3, 1, 1)
     patches = nn.Conv2d(3, len(bias), vit.patch_embed.proj.kernel_size, vit.patch_embed.proj.stride)
-    store(patches, weight - weight.mean(0), bias - bias.mean())
+    store(patches, form.stream_scale * (weight - weight.mean(0)), form.stream_scale * (bias - bias.mean()))
     tokens = (vit.cls_token, vit.reg_token, getattr(vit, "dist_token", None))
     positions = double(vit.pos_embed)
     leading = torch.cat([positions[:, :0], *(double(token) for token in tokens if token is not None)], 1)
     if not vit.no_embed_class:
         count = leading.shape[1]
         leading, positions = leading + positions[:, :count], positions[:, count:]
-    leading, positions = ((t - t.mean(-1, keepdim=True)).float() for t in (leading, positions))
+    leading, positions = ((form.stream_scale * (t - t.mean(-1, keepdim=True))).float() for t in (leading, positions))
     return patches, leading, positions
 
 
@@ -199,7 +212,7 @@ def _attention(attn: Any, name: str, reader: Reader, form: Form) -> ExportAttent
         linear(w * scale, b * scale)
         for w, b, scale in zip(weight.chunk(3), bias.chunk(3), (attn.scale, 1.0, 1.0), strict=True)
     )
-    return ExportAttention(q, k, v, attn.num_heads, form.fused_attention)
+    return ExportAttention(q, k, v, attn.num_heads, form)
 
 
 def _first(vit: Any, form: Form) -> nn.Module:
@@ -207,8 +220,8 @@ def _first(vit: Any, form: Form) -> nn.Module:
     if isinstance(vit.norm_pre, nn.Identity):
         return nn.Identity()
     reader = norm_reader(vit.norm_pre, "norm_pre", form)
-    offset = reader.offset - reader.offset.mean()
-    return FirstNorm(reader.module, reader.gain, offset, by_linear=form.norm == "linear")
+    gain, offset = form.stream_scale * reader.gain, form.stream_scale * (reader.offset - reader.offset.mean())
+    return FirstNorm(reader.module, gain, offset, by_linear=form.norm == "linear")
 
 
 def _heads(vit: Any) -> list[nn.Module]:
@@ -225,8 +238,10 @@ def _head(vit: Any, form: Form) -> tuple[nn.Module, nn.Linear]:
         return reader.module, _classifier(reader, _heads(vit))
     if vit.global_pool == "map":
         pool = _attention_pool(vit.attn_pool, first, reader, form)
-        return nn.Sequential(reader.module, pool), linear(*parameters(vit.head))
-    mean = MeanPool(vit.patch_embed.num_patches + vit.num_prefix_tokens, first)
+        weight, bias = parameters(vit.head)
+        return nn.Sequential(reader.module, pool), linear(weight / form.stream_scale, bias)
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    mean = MeanPool(first) if form.norm == "mean" else ProductMeanPool(tokens, first)
     steps = (mean, reader.module) if behind else (reader.module, mean)
     return nn.Sequential(*steps), _classifier(reader, [vit.head])
 
@@ -239,7 +254,7 @@ def _classifier(reader: Reader, heads: list[Any]) -> nn.Linear:
 
 
 def _attention_pool(pool: Any, first: int, reader: Reader, form: Form) -> AttentionPool:
-    """timm's AttentionPoolLatent behind the norm `reader`.
+    """timm's AttentionPoolLatent behind the norm `reader`, times stream_scale.
 
     The query is fixed, so that it and the keys' weights are one row per head. Softmax does not see what all tokens have
     in common. Shares add up to 1, so that the values' bias goes straight into the output's.
@@ -255,10 +270,10 @@ def _attention_pool(pool: Any, first: int, reader: Reader, form: Form) -> Attent
     key_HKD, value_ED = weight[: len(weight) // 2].reshape(heads, width, -1), weight[len(weight) // 2 :]
     scores_HD = torch.einsum("hk,hkd->hd", query_HK, key_HKD)
     out_DE, out_bias = parameters(pool.proj)
-    out_bias = out_bias + out_DE @ bias[len(bias) // 2 :]
+    out_DE, out_bias = form.stream_scale * out_DE, form.stream_scale * (out_bias + out_DE @ bias[len(bias) // 2 :])
     mean_E, mean_bias = out_DE.mean(0, keepdim=True), out_bias.mean(0, keepdim=True)
     inner = norm_reader(pool.norm, "attn_pool.norm", form)
-    weight, bias = parameters(_hidden(pool.mlp, "attn_pool.mlp").fc2)
+    weight, bias = (form.stream_scale * part for part in parameters(_hidden(pool.mlp, "attn_pool.mlp").fc2))
     return AttentionPool(
         first,
         linear(scores_HD, torch.zeros(heads)),
@@ -266,19 +281,39 @@ def _attention_pool(pool: Any, first: int, reader: Reader, form: Form) -> Attent
         linear(out_DE - mean_E, out_bias - mean_bias),
         linear(mean_E, mean_bias),
         _mlp(pool.mlp, inner, linear(weight / _act_scale(pool.mlp), bias)),
+        form,
     )
 
 
-def _prove(vit: Any, exported: ExportViT, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Compare both on one noise image: a hook or an overridden forward that the rewrite cannot see shows here.
+def _reference(vit: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor, float]:
+    """A noise image (1, H, W, 3) 0..255, the model's logits for it, and the largest number that a norm takes in.
 
-    Raises ValueError below PROOF_SNR_DB.
+    That number without the mean over D, which the export form's stream has not.
     """
     height, width = vit.patch_embed.img_size
     image = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0)) * 255
     normalised = (image / 255 - torch.tensor(mean)) / torch.tensor(std)
+    peaks = [0.0]
+
+    def see(_: nn.Module, given: tuple[Tensor]) -> None:
+        peaks.append(float((given[0] - given[0].mean(-1, keepdim=True)).abs().max()))
+
+    hooks = [m.register_forward_pre_hook(see) for m in vit.modules() if isinstance(m, nn.LayerNorm)]
+    try:
+        with torch.no_grad():
+            logits = vit(normalised.permute(0, 3, 1, 2).to(vit.pos_embed)).cpu().double()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return image, logits, max(peaks)
+
+
+def _prove(exported: ExportViT, image: Tensor, want: Tensor) -> None:
+    """Compare both on one noise image: a hook or an overridden forward that the rewrite cannot see shows here.
+
+    Raises ValueError below PROOF_SNR_DB.
+    """
     with torch.no_grad():
-        want = vit(normalised.permute(0, 3, 1, 2).to(vit.pos_embed)).cpu().double()
         error = exported(image if exported.layout == "NHWC" else image.permute(0, 3, 1, 2)).double() - want
     snr_db = 10 * math.log10(float(want.square().sum()) / max(float(error.square().sum()), 1e-300))
     if not snr_db >= PROOF_SNR_DB:

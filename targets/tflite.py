@@ -20,6 +20,7 @@ from targets.artifact import ExportInfo, RuntimeUnavailable, convert
 from targets.formats import FORMATS
 from targets.graph import TFLITE
 from targets.rewrite import rewrite
+from targets.tflite_batch import keep_batch
 from targets.tflite_program import NOISE
 
 FORMAT = FORMATS["tflite"]
@@ -93,6 +94,7 @@ def _float_model(graph: bytes) -> bytes:
     # Imported here: it takes seconds, half a gigabyte and installs compilers, and only an export needs it.
     import litert_torch
 
+    keep_batch()
     module = torch.load(io.BytesIO(graph), weights_only=False)  # whole modules are code; these bytes are our own
     return litert_torch.convert(module, (module.example(),)).model_content()
 

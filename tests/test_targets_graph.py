@@ -1,5 +1,6 @@
 """The export graph computes what the model computes, for every shape that pruning leaves behind."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,7 +139,7 @@ def test_float16_weights_for_core_ml_are_not_subnormal() -> None:
         name: float(
             (rewrite(model, MEAN, STD, form).patches.weight.abs() < torch.finfo(torch.float16).tiny).float().mean()
         )
-        for name, form in (("tflite", TFLITE), ("coreml", COREML))
+        for name, form in (("tflite", replace(TFLITE, half_norms=False)), ("coreml", COREML))
     }
     assert shares["coreml"] < 0.002 < 0.05 < shares["tflite"]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gpu_delegate
 import numpy as np
 import pytest
 from test_targets_graph import MEAN, STD, pruned
@@ -27,6 +28,9 @@ def test_the_file_computes_what_torch_computes(kind: str, format: str, tmp_path:
         path = tmp_path / f"{precision}{known.suffix}"
         info: Any = known.export(model, mean=MEAN, std=STD, path=path, precision=precision)
         assert info.ops_outside == ()
+        if format == "tflite":
+            assert not gpu_delegate.other_batches(path)
+            assert precision != "fp32" or not gpu_delegate.refused(path)
         program = known.load(path, 1)
         found = np.concatenate([program(image) for image in photos(8)])
         return float(10 * np.log10(np.square(want).sum() / np.square(want - found).sum()))

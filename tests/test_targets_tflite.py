@@ -1,12 +1,15 @@
 """The file on disk, through the real interpreter."""
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gpu_delegate
 import numpy as np
 import pytest
 import torch
@@ -14,9 +17,12 @@ from test_targets_graph import MEAN, STD, WIDTH, Scatter, Select, randomise, vit
 from timm.layers import Attention, Mlp
 from torch import nn
 
+from pipeline.experiments import bench_batch
 from targets import artifact, tflite, tflite_program
 from targets.artifact import ExportInfo, RuntimeUnavailable, without_noise
 from targets.formats import FORMATS
+from targets.graph import TFLITE
+from targets.rewrite import rewrite
 from targets.validate import parity
 
 # Least dB between the logits of a file and of its model; some below the worse of the two models that are tested.
@@ -105,6 +111,29 @@ def test_the_runtime_computes_what_torch_computes(artifacts: Any, dense: Any, pr
         want = torch_logits(model, photos(8)[:, 0])
         assert snr_db(want, found) >= 100
         assert parity(want, found).top1_agreement == 1
+
+
+@pytest.mark.parametrize("model", ["wide", "pruned"])
+@pytest.mark.parametrize("precision", FORMATS["tflite"].precisions)
+def test_every_tensor_has_the_batch_that_gpu_delegates_take(precision: str, model: str, precisions: Any) -> None:
+    assert not gpu_delegate.other_batches(precisions[model][precision].path)
+
+
+@pytest.mark.parametrize("model", ["wide", "pruned"])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_gpu_delegates_know_every_operation(precision: str, model: str, precisions: Any) -> None:
+    """Of int8 files they don't: layers with a scale per channel are of a newer version, integers are no textures."""
+    assert not gpu_delegate.refused(precisions[model][precision].path)
+
+
+def test_the_converters_own_ways_are_not_for_gpu_delegates(dense: Any, tmp_path: Path) -> None:
+    """So that the two tests above can fail."""
+    graph = io.BytesIO()
+    torch.save(rewrite(dense, MEAN, STD, replace(TFLITE, attention="HNK")), graph)
+    path = tmp_path / "before.tflite"
+    artifact.convert(bench_batch._before, path, graph.getvalue(), "fp32", noise=tflite.NOISE)
+    assert {name for name, _ in gpu_delegate.other_batches(path)} >= {"BATCH_MATMUL", "FULLY_CONNECTED", "ADD"}
+    assert any("MEAN" in reason for reason in gpu_delegate.refused(path))
 
 
 def test_export_says_what_it_wrote(artifacts: Any) -> None:

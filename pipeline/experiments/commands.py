@@ -208,6 +208,29 @@ def bench_export(
     _finish(out, "make bench-export", quick, rows, bench.report(rows))
 
 
+@app.command("bench-batch", epilog=EXIT_CODES)
+def bench_batch(
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write.")] = Path("docs/results/bench-batch.json"),
+) -> None:
+    """What a leading dimension of 1 in every tensor, for GPU delegates, costs a TFLite file on the CPU."""
+    from pipeline.experiments.bench_batch import bench_batch as measure
+
+    rows = measure(quick=quick, say=console.say)
+    shown = (
+        "sparsity",
+        "precision",
+        "variant",
+        "operations",
+        "other_batch",
+        "ms_median",
+        "ms_p5",
+        "ratio",
+        "ratio_median",
+    )
+    _finish(out, "make bench-batch", quick, rows, shown)
+
+
 @app.command("bench-latency-budget", epilog=EXIT_CODES)
 def bench_latency_budget(
     dataset: DatasetOption = "digits",
