@@ -144,6 +144,19 @@ def paper_table(
                      markup=False, soft_wrap=True)  # fmt: skip
 
 
+@app.command("env-size", epilog=EXIT_CODES)
+def env_size(
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/env-size.json"
+    ),
+) -> None:
+    """What the environment is made of: megabytes of every package, and what needs it."""
+    from pipeline.experiments import environment
+
+    rows = environment.environment(environment.asked_for())
+    _finish(out, "make env-size", False, rows, environment.report(rows))
+
+
 @app.command("bench-step", epilog=EXIT_CODES)
 def bench_step(
     quick: Annotated[bool, typer.Option("--quick", help="The small model and few samples.")] = False,
