@@ -12,7 +12,7 @@ from typing import Any, Literal
 from targets.budget import FormatBudget, load_budget
 from targets.formats import FORMATS, TFLITE_RUNTIME_2_14
 
-# At each import of it, torch would say that Triton is missing: it is for GPUs, others are set up without (docs/setup.md).
+# Else torch would say that Triton is missing: that is for GPUs, other machines are set up without it (docs/setup.md).
 logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 
