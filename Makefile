@@ -13,7 +13,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 # Two processes share the test files, in order: much of a test's time is waiting, and what a file needs is made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-VERBS := demo data prune profile deploy app hub stage pretrain compare paper-table models \
+VERBS := demo data shards prune profile deploy app hub stage pretrain compare paper-table models \
 	bench-step bench-loader bench-export bench-latency-budget bench-frontier env-size
 .PHONY: help env $(VERBS) test check format lock
 
@@ -40,6 +40,7 @@ $(VERBS): $(READY)
 
 demo: ## prune, compact, fine-tune, export, validate, report on the embedded default
 data: ## download a named data set, check and unpack it: DATASET=inat19
+shards: ## a data set of files as tars, for DATASET=wds:shards: DATASET=folder:PATH OUT=shards
 prune: ## fine-tune while pruning: DATASET=folder:PATH SPARSITY=0.75
 profile: ## milliseconds of a block by its width on a device, for LATENCY_MS: TARGET=host
 deploy: ## export and prove it on a device: TARGET=host|mac|ios|android|rpi4|rpi5|web
