@@ -72,15 +72,14 @@ class View:
 
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (B, 3, H, W) 0..255 -> float32 (B, 3, H, W), zero mean and unit deviation per channel."""
-    if images.device.type != "cpu":
+    if images.device.type != "cpu" or not len(images):
         return _arithmetic(images, mean, std)
-    # Looked up by one thread: torch's take turns with the processes that load, each waiting for the others at every one
-    # of the four operations, which takes ten times as long.
+    # Looked up by one thread. Those of torch share the cores with the processes that load, and wait for one another in
+    # each of the four operations: with two workers on two cores that took 1.1 ms an image instead of 0.1.
     normalised = torch.empty(images.shape)
     for channel, table in enumerate(_tables(mean, std)):
-        rows, looked_up = images[:, channel].numpy(), normalised[:, channel].numpy()
-        for row, into in zip(rows, looked_up, strict=True):
-            cv2.LUT(row, table, into)
+        values = images[:, channel].flatten(1).numpy()
+        cv2.LUT(values, table, normalised[:, channel].flatten(1).numpy())
     return normalised
 
 
