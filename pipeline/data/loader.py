@@ -141,6 +141,7 @@ class _Transformed(torch.utils.data.Dataset):
                     image = self.transform(picture, *arguments)
                     if batch is None:
                         batch = _room(len(keys), *image.shape[:2])
+                    assert image.shape[:2] == batch.shape[2:]
                     cv2.split(image, list(batch[row].numpy()))  # planes, where they stay
                     row += 1
         except ValueError as error:
