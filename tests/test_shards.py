@@ -170,6 +170,10 @@ def test_patterns(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(ValueError, match=message):
             tars.expand(pattern)
+    names.check_name("wds:a-{00..02}.tar")
+    names.check_name("wds:https://host/t.tar")  # nothing is asked yet
+    with pytest.raises(ValueError, match=r"DATASET=wds:z\.tar: z\.tar does not exist"):
+        names.check_name("wds:z.tar")
     with pytest.raises(ValueError, match="lacks tars"):
         names.check_name("wds:")
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from pipeline.data import tars
 from pipeline.data.catalog import KNOWN
 
 TARS = "wds:"
@@ -36,7 +37,11 @@ def check_name(name: str, folder: Path | None = None) -> None:
         )
     if folder and name not in KNOWN:
         raise ValueError(f"DATA={folder} tells where one of {', '.join(KNOWN)} lies; leave it out for DATASET={name}")
-    if name.startswith(TARS):  # they are looked for when they are listed
+    if name.startswith(TARS):
+        try:
+            tars.expand(name.removeprefix(TARS))
+        except ValueError as error:
+            raise ValueError(f"DATASET={name}: {error}") from error
         return
     path = path_of(name, folder)
     if name != "digits" and not path.exists():

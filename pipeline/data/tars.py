@@ -112,7 +112,7 @@ def read(entry: Entry) -> bytes:
 
 def whole(where: str, limit: int) -> bytes:
     """A file beside the tars. Raises FileNotFoundError if it is not there, else OSError or HTTPException."""
-    size = int(_answer(where, "HEAD", {})[0].get("Content-Length", 0)) if is_remote(where) else os.path.getsize(where)
+    size = _length(where) if is_remote(where) else os.path.getsize(where)
     if size > limit:
         raise OSError(f"it has {size:,} bytes, more than {limit:,}")
     return _answer(where, "GET", {})[1] if is_remote(where) else Path(where).read_bytes()
@@ -122,8 +122,7 @@ class _Remote(io.RawIOBase):
     """A file behind http, as tarfile wants it."""
 
     def __init__(self, where: str) -> None:
-        self.where, self.at = where, 0
-        self.size = int(_answer(where, "HEAD", {})[0].get("Content-Length", 0))
+        self.where, self.at, self.size = where, 0, _length(where)
 
     def readable(self) -> bool:
         return True
@@ -144,6 +143,13 @@ class _Remote(io.RawIOBase):
             into[:count] = _range(self.where, self.at, count)
             self.at += count
         return count
+
+
+def _length(where: str) -> int:
+    told = _answer(where, "HEAD", {})[0].get("Content-Length", "")
+    if not told.isdecimal():
+        raise OSError("the server does not say how long it is")
+    return int(told)
 
 
 def _range(where: str, first: int, count: int) -> bytes:
