@@ -137,7 +137,7 @@ class _Remote(io.RawIOBase):
     def tell(self) -> int:
         return self.at
 
-    def readinto(self, into) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, into) -> int:
         count = max(0, min(len(into), self.size - self.at))
         if count:
             into[:count] = _range(self.where, self.at, count)
