@@ -26,9 +26,8 @@ def environment(direct: list[str]) -> list[dict[str, Any]]:
     for root in direct:
         for name in _needed(root, stop=set(direct) - {root}):
             brought.setdefault(name, set()).add(root)
-    found = {
-        canonicalize_name(one.metadata["Name"]): one for one in distributions(path=[sysconfig.get_path("purelib")])
-    }
+    here = distributions(path=[sysconfig.get_path("purelib")])
+    found: dict[str, Distribution] = {str(canonicalize_name(one.metadata["Name"])): one for one in here}
     rows = [
         {
             "package": name,
