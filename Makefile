@@ -13,8 +13,8 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 # Two processes share the test files, in order: much of a test's time is waiting, and what a file needs is made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-VERBS := demo data prune profile deploy app hub stage pretrain compare paper-table models \
-	bench-step bench-probes bench-loader bench-export bench-batch bench-latency-budget bench-frontier
+VERBS := demo data shards prune profile deploy app hub stage pretrain compare paper-table models \
+	bench-step bench-probes bench-loader bench-export bench-batch bench-latency-budget bench-frontier env-size
 .PHONY: help env $(VERBS) test check format lock
 
 help: ## show this help
@@ -23,12 +23,16 @@ help: ## show this help
 
 env: $(READY) ## make the environment (.venv, from requirements.lock)
 
-$(READY): requirements.lock
+# A driver's device, or (Linux on Windows) its program. Without one the rest of torch's CUDA libraries stay away.
+NVIDIA := $(or $(wildcard /dev/nvidiactl),$(shell command -v nvidia-smi))
+
+$(READY): requirements.lock requirements-cuda.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11" >&2; exit 3; }
-	@echo "making the environment in $(VENV) (about 7 GB; minutes, depending on the network)"
+	@echo "making the environment in $(VENV) (about $(if $(NVIDIA),7,6) GB; minutes, depending on the network)"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@for lock in requirements.lock $(if $(NVIDIA),requirements-cuda.lock); do \
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $$lock || exit; done
 	@touch $(READY)
 
 $(VERBS): $(READY)
@@ -36,6 +40,7 @@ $(VERBS): $(READY)
 
 demo: ## prune, compact, fine-tune, export, validate, report on the embedded default
 data: ## download a named data set, check and unpack it: DATASET=inat19
+shards: ## a data set of files as tars, for DATASET=wds:shards: DATASET=folder:PATH OUT=shards
 prune: ## fine-tune while pruning: DATASET=folder:PATH SPARSITY=0.75
 profile: ## milliseconds of a block by its width on a device, for LATENCY_MS: TARGET=host
 deploy: ## export and prove it on a device: TARGET=host|mac|ios|android|rpi4|rpi5|web
@@ -46,6 +51,7 @@ pretrain: ## train the embedded model's weights: DATA=folder:PATH
 compare: ## every method side by side: the table
 paper-table: ## the published table, and what it takes to make it again
 models: ## which of timm's ViTs can be pruned, and why not the others
+env-size: ## what the environment is made of: megabytes of every package, and what needs it
 bench-step: ## time and memory of a training step, plain and pruning
 bench-probes: ## what the probes hold, for 10, 251 and 1,010 classes
 bench-loader: ## images per second of our training loader and timm's
@@ -66,6 +72,14 @@ check: $(READY) ## ruff, types, fast tests
 format: $(READY) ## let ruff format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-lock: $(READY) ## resolve requirements.in and requirements-bench.in (needs uv on the PATH)
-	@uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 requirements.in -o requirements.lock
-	@uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 -c requirements.lock requirements-bench.in -o requirements-bench.txt
+# Named by what is installed, and loaded by nothing here. Of torch's own, those that it is imported without: a GPU wants
+# them, and requirements-cuda.lock has them. Of the converters', what is for language models and their hubs.
+LEFT_OUT := triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder \
+	transformers tokenizers pytorch-tokenizers sentencepiece tiktoken regex kagglehub kagglesdk \
+	hydra-core omegaconf antlr4-python3-runtime
+UV := uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11
+
+lock: $(READY) ## resolve requirements*.in (needs uv on the PATH)
+	@$(UV) $(addprefix --no-emit-package=,$(LEFT_OUT)) requirements.in -o requirements.lock
+	@$(UV) -c requirements.lock requirements-cuda.in -o requirements-cuda.lock
+	@$(UV) -c requirements.lock requirements-bench.in -o requirements-bench.txt

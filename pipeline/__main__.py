@@ -18,6 +18,7 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from pipeline import console, files, hub, presets, sessions
 from pipeline.config import OWN
+from pipeline.data import names
 from pipeline.data.catalog import KNOWN
 from pipeline.errors import (
     BUDGET_MISSED,
@@ -33,9 +34,11 @@ from pipeline.methods import GATED
 from pipeline.model_names import check_name, check_size, patch_of
 from pipeline.options import (
     EXIT_CODES,
+    BadShareOption,
     DataOption,
     DatasetOption,
     ImgSizeOption,
+    KeepDuplicatesOption,
     ModelOption,
     ModelPathOption,
     SeedOption,
@@ -117,17 +120,42 @@ def get_data(
 
 
 @app.command(epilog=EXIT_CODES)
+def shards(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    data: DataOption = None,
+    subset: SubsetOption = None,
+    max_bad_share: BadShareOption = 0.001,
+    keep_duplicates: KeepDuplicatesOption = False,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Megabytes after which a tar is ended.")] = 256,
+) -> None:
+    """The images of a data set in tars, for DATASET=wds:OUT: few large files instead of many small ones."""
+    dataset = names.resolve(dataset)
+    names.check_name(dataset, data)
+    from pipeline.data.datasets import load_dataset
+    from pipeline.data.write_shards import write
+
+    with console.progress() as progress:
+        found = load_dataset(
+            dataset,
+            subset,
+            folder=data,
+            max_bad_share=max_bad_share,
+            keep_duplicates=keep_duplicates,
+            progress=lambda done, total: progress("index", done, total, {}),
+        )
+        paths = write(found, out, shard_mb * 10**6, lambda what, done, total: progress(what, done, total, {}))
+    console.tell(f"{out}: {len(paths)} tars, {decimal(sum(path.stat().st_size for path in paths))}")
+    console.tell(f"next: {console.make('prune', dataset=f'wds:{out}', sparsity=0.75)}")
+
+
+@app.command(epilog=EXIT_CODES)
 def prune(
     dataset: DatasetOption = "digits",
     data: DataOption = None,
     subset: SubsetOption = None,
-    max_bad_share: Annotated[
-        float,
-        typer.Option(help="Share of unreadable images up to which they are left out; above it nothing is trained."),
-    ] = 0.001,
-    keep_duplicates: Annotated[
-        bool, typer.Option("--keep-duplicates", help="Train on images of val and test that are in train too.")
-    ] = False,
+    max_bad_share: BadShareOption = 0.001,
+    keep_duplicates: KeepDuplicatesOption = False,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of all parameters to remove, between 0 and 1.  \\[default: 0.75]")
     ] = None,

@@ -19,8 +19,16 @@ DatasetOption = Annotated[
     str,
     typer.Option(
         help="digits (embedded), cifar10, cifar100, ifood, inat19, imagenet, or the path of a directory or zip with "
-        "{train,val,test}/CLASS/IMAGE or CLASS/IMAGE (folder:PATH, if it is called like one of those)."
+        "{train,val,test}/CLASS/IMAGE or CLASS/IMAGE (folder:PATH, if it is called like one of those); "
+        "wds:PATTERN: tars, as make shards writes them."
     ),
+]
+BadShareOption = Annotated[
+    float,
+    typer.Option(help="Share of unreadable images up to which they are left out; above it nothing is trained."),
+]
+KeepDuplicatesOption = Annotated[
+    bool, typer.Option("--keep-duplicates", help="Train on images of val and test that are in train too.")
 ]
 SubsetOption = Annotated[
     str | None, typer.Option(help="CLASSESxIMAGES, such as 12x200: a fixed small part of DATASET, for experiments.")

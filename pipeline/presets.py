@@ -1,6 +1,7 @@
 """Named configurations: each function returns one complete RunConfig. A variant is `replace(preset(), ...)`."""
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def of(dataset: str, model: str | None, sparsity: float) -> RunConfig:
     many epochs as its images and the machine suggest.
     """
     dataset = names.resolve(dataset)
-    own = dataset.startswith("folder:")
+    own = dataset.startswith(names.OWN)
     if dataset == "digits":
         return replace(digits(sparsity), model=model or MICRO)
     if model and model.split(".")[0] == MICRO:
@@ -143,6 +144,10 @@ def dataset_name(config: RunConfig) -> str:
     name = config.dataset
     if name.startswith("folder:"):
         name = Path(name.removeprefix("folder:")).expanduser().resolve().stem
+    elif name.startswith(names.TARS):
+        path = Path(name.removeprefix(names.TARS))
+        folder = path.parent if path.suffix == ".tar" else path
+        name = re.sub(r"[^\w.-]+", "-", folder.expanduser().absolute().name) or "tars"
     return name + (f"-{config.subset}" if config.subset else "")
 
 
@@ -154,8 +159,9 @@ def model_name(config: RunConfig) -> str:
 def run_name(config: RunConfig) -> str:
     """The run folder's name when the user gives none: what tells runs apart at a glance."""
     dataset = dataset_name(config)
-    if config.dataset.startswith("folder:"):  # folders of the same name in different places must not meet in one run
-        path = str(Path(config.dataset.removeprefix("folder:")).expanduser().resolve())
+    if config.dataset.startswith(names.OWN):  # folders of the same name in different places must not meet in one run
+        own = config.dataset.removeprefix("folder:").removeprefix(names.TARS)
+        path = own if "://" in own else str(Path(own).expanduser().resolve())
         dataset += f"-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
     method = f"{config.method}-released" if config.released else config.method
     if config.teacher:

@@ -3,6 +3,7 @@
 To add a target: an entry in TARGETS and a budget in budgets/; for a new format see formats.py.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any, Literal
 
 from targets.budget import FormatBudget, load_budget
 from targets.formats import FORMATS, TFLITE_RUNTIME_2_14
+
+# Else torch would say that Triton is missing: that is for GPUs, other machines are set up without it (docs/setup.md).
+logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 
 def xnnpack_width(kind: str, n: int) -> bool:

@@ -98,9 +98,8 @@ def test_posterize_keeps_a_bit_where_pillow_refuses_to_keep_none():
 
 
 def test_rand_augment_draws_as_often_and_as_strongly_as_timm():
-    transform = augment.RandAugment("rand-m9-mstd0.5-inc1")
-    transform.set_random_state(np.random.default_rng(0), random.Random(0))
-    draws = [transform.get_params()["chosen"] for _ in range(6000)]
+    transform, random_numbers = augment.RandAugment("rand-m9-mstd0.5-inc1"), random.Random(0)
+    draws = [transform.chosen(random_numbers) for _ in range(6000)]
     assert np.bincount([len(draw) for draw in draws]) / 6000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
     names = [name for draw in draws for name, _ in draw]
     for name in rand_augment.OPERATIONS:
@@ -205,6 +204,28 @@ def test_crops_lie_and_are_as_large_as_timms():
     np.testing.assert_allclose(measures(ours), measures(timms_), rtol=0.06, atol=0.02)
 
 
+@pytest.mark.parametrize("shape", [(200, 250), (64, 64), (1, 1), (3, 90), (700, 20)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.4, 1.0)])
+def test_boxes_are_those_that_albumentations_draws(shape: tuple[int, int], scale: tuple[float, float]):
+    """Including the box in the middle of a strip, where ten draws fit none."""
+    theirs = A.RandomResizedCrop((8, 8), scale=scale, ratio=(3 / 4, 4 / 3))
+    for seed in range(200):
+        theirs.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        expected = theirs.get_params_dependent_on_data({"shape": shape}, {})["crop_coords"]
+        assert augment.random_box(*shape, scale, (3 / 4, 4 / 3), random.Random(seed)) == expected
+
+
+def test_flips_and_erasures_are_as_frequent_as_asked_for_and_independent():
+    flip, erase = augment.Flip(0.5), augment.RandomErasing(0.25)
+    ramp = np.tile(np.arange(32, dtype=np.uint8)[:, None], (32, 1, 3))
+    draws = [augment.Draw(seed) for seed in range(4000)]
+    flipped = np.array([flip(ramp, draw)[0, 0, 0] > 0 for draw in draws])
+    erased = np.array([erase(ramp, draw) is not ramp for draw in draws])
+    assert flipped.mean() == pytest.approx(0.5, abs=0.03)
+    assert erased.mean() == pytest.approx(0.25, abs=0.03)
+    assert erased[flipped].mean() == pytest.approx(0.25, abs=0.04)
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_decoding_at_reduced_scale_gives_the_same_training_image(orientation: int):
     """Of one picture, the same crop of the JPEG, decoded at a fraction, and of its pixels in memory."""
@@ -241,8 +262,7 @@ def test_erasing_covers_what_timms_covers_with_normal_noise():
     transform = augment.RandomErasing(p=1.0)
     shares, noise = [], []
     for seed in range(400):
-        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        out = transform(image=grey)["image"]
+        out = transform(grey, random.Random(seed))
         rows, columns = np.nonzero((out != grey).any(-1))
         box = out[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         shares.append(box[..., 0].size / 1e4)

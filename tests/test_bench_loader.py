@@ -22,10 +22,10 @@ def test_pictures_are_like_photographs_and_the_same_every_time(tmp_path):
 def test_there_is_a_row_per_loader_and_ratios_to_timms(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_loader, "BATCH", 4)
     rows = bench_loader.bench_loader(quick=True, workers=1, say=lambda _: None)
-    photos = ["timm", "decoding alone", "ours", "ours, every image 3 times"]
+    photos = ["timm", "decoding alone", "ours", "ours, every image 3 times", "ours, from tars"]
     small = ["timm", "decoding alone", "ours", "in memory"]
     assert [row["loader"] for row in rows] == photos + small
-    assert [row["workers"] for row in rows] == [1] * 7 + [0]
+    assert [row["workers"] for row in rows] == [1] * 8 + [0]
     for row in rows:
         assert {"loader", "workers", "images_per_s", "ratio", "ratio_spread"} <= row.keys()
         assert row["images_per_s"] > 0
@@ -33,6 +33,13 @@ def test_there_is_a_row_per_loader_and_ratios_to_timms(monkeypatch, tmp_path):
         assert row["ratio"] == pytest.approx(row["images_per_s"] / timms["images_per_s"])
         assert row["ratio_spread"][0] <= row["ratio_paired"] <= row["ratio_spread"][1]
     write_results(tmp_path / "docs" / "r.json", "make bench-loader", rows)
+
+
+def test_tars_hold_the_same_pictures(tmp_path):
+    dataset = bench_loader.make_pictures(tmp_path, bench_loader.SMALL, 6)
+    packed = bench_loader.in_tars(dataset, tmp_path / "tars")
+    for one, other in zip(dataset.train.images, packed.train.images, strict=True):
+        assert (one.pixels() == other.pixels()).all()
 
 
 def test_there_is_a_worker_at_least():

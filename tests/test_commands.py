@@ -104,6 +104,8 @@ def test_demo(place, deployed):
         ("profile TARGET=host", "next: make prune LATENCY_MS=... TARGET=host"),
         ("hub RUN=demo", "hf upload USER/demo runs/demo/hub"),
         ("models OUT=models.json", "| not: Eva is another architecture |"),
+        ("shards DATASET=folder:{images} OUT=tars", "next: make prune DATASET=wds:tars SPARSITY=0.75"),
+        ("env-size OUT=env.json", "results: env.json"),
         ("paper-table", "| deit_tiny_patch16_224 | DAP |"),
         (
             "compare DATASET=digits SPARSITIES=0.5 METHODS=dap SEEDS=0 EPOCHS=1 FINETUNE_EPOCHS=1 OUT=compare.json",

@@ -288,6 +288,13 @@ def test_images_in_memory_need_no_workers(dataset):
     assert default_workers(dataset) >= 1
 
 
+def test_normalised_values_are_those_of_the_arithmetic_to_the_bit():
+    images = torch.arange(2 * 3 * 16 * 16).reshape(2, 3, 16, 16).to(torch.uint8)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (VIEW.mean, VIEW.std))
+    for view in (images, images[:1], images[:, :, ::2, 3:], images.permute(0, 1, 3, 2), images[:0]):
+        assert torch.equal(normalise(view, VIEW.mean, VIEW.std), (view.float() / 255 - mean) / std)
+
+
 def test_normalise():
     image = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     expected = (1 - torch.tensor(VIEW.mean)) / torch.tensor(VIEW.std)

@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.experiments import environment
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("dap", "pipeline", "targets")
@@ -19,7 +21,7 @@ PACKAGES = ("dap", "pipeline", "targets")
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning"}
 """where a module's name is not its distribution's"""
 COMES_WITH = {"scipy": "scikit-learn", "cv2": "albumentations", "markupsafe": "jinja2", "tqdm": "coremltools",
-              "google": "coremltools", "huggingface_hub": "timm"}  # fmt: skip
+              "google": "coremltools", "huggingface_hub": "timm", "packaging": "accelerate"}  # fmt: skip
 OPTIONAL = {"dap": {"torch-pruning"}, "pipeline": {"onnxruntime", "openvino"}}
 """imported where they are used, with a hint if they are missing"""
 
@@ -133,3 +135,59 @@ def test_dap_works_alone(installed: Path, tmp_path: Path) -> None:
         "assert not {'pipeline', 'targets', 'albumentations', 'executorch'} & set(sys.modules)"
     )
     ran(code, alone, tmp_path)
+
+
+def pins(lock: str) -> dict[str, set[str]]:
+    """Package -> its lines of a lock file (a version can depend on Python's), without hashes."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / lock).read_text().splitlines():
+        if match := re.match(r"([\w.-]+)==", line):
+            found.setdefault(canonicalize_name(match[1]), set()).add(line.removesuffix(" \\"))
+    return found
+
+
+def test_a_gpu_gets_what_others_do_without() -> None:
+    """Together both locks hold all that torch names, in one version."""
+    rule = re.search(r"^LEFT_OUT := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert rule
+    left_out = {canonicalize_name(name) for name in rule[1].replace("\\", " ").split()}
+    lock, cuda = pins("requirements.lock"), pins("requirements-cuda.lock")
+    assert not left_out & lock.keys()
+    assert {"triton", "nvidia-cusolver"} <= cuda.keys() - lock.keys() <= left_out
+    assert all(cuda[name] == lock[name] for name in cuda.keys() & lock.keys())
+    # uv itself says what it was told to leave out: the file was made by this rule
+    told = (ROOT / "requirements.lock").read_text().split("excluded from the output:")[1]
+    assert set(re.findall(r"^# (\S+)$", told, re.M)) == left_out
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_a_driver_is_what_brings_them(driver: bool, tmp_path: Path) -> None:
+    for name in ("make", "sh", "python3"):
+        (tmp_path / name).symlink_to(shutil.which(name) or "")
+    if driver:
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    elif Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a driver")
+    shown = subprocess.run(
+        [str(tmp_path / "make"), "-n", "env", "VENV=nowhere"], cwd=ROOT, env={"PATH": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "for lock in requirements.lock" in shown
+    assert ("requirements-cuda.lock" in shown) == driver
+
+
+def test_sizes_add_up_and_everything_large_has_a_reason() -> None:
+    rows = environment.environment(environment.asked_for(ROOT / "requirements.in"))
+    named = {row["package"]: row for row in rows}
+    assert named["torch"]["asked_for"]
+    assert named["torch"]["mb"] > 100
+    assert named["sympy"]["named_by"] == ["coremltools", "executorch", "torch"]
+    assert [row["package"] for row in rows if (row["mb"] or 0) >= environment.SHOWN_MB
+            if not row["asked_for"] and not row["named_by"]] in ([], ["pip"])  # fmt: skip
+    table = environment.report(rows)
+    cells = [re.match(r"\| (\S+).* \| \**([\d,]+)\** \|", line) for line in table.splitlines()[2:] if line[:1] == "|"]
+    sizes = [int(cell[2].replace(",", "")) for cell in cells if cell]
+    assert abs(sum(sizes[:-1]) - sizes[-1]) < len(sizes)  # each is rounded
+    with pytest.raises(ValueError, match=r"none\.in is missing"):
+        environment.asked_for(Path("none.in"))

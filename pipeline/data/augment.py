@@ -1,8 +1,10 @@
 """What images go through on their way to the model: augmentation in training, timm's own transform in evaluation."""
 
+import functools
 import math
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -74,41 +76,93 @@ def train_transform(config: Augmentation, size: int) -> "_TrainTransform":
     return _TrainTransform(config, size)
 
 
+class Draw(random.Random):
+    """The random numbers of one image."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.origin = seed
+
+    @functools.cached_property
+    def numpys(self) -> np.random.Generator:
+        """For albumentations' steps; making it takes longer than most steps."""
+        return np.random.default_rng(self.origin)
+
+
 class _TrainTransform:
     def __init__(self, config: Augmentation, size: int) -> None:
-        self.size = size
-        self.crop: A.RandomResizedCrop | None = None
-        if config.crop_scale is not None:
-            self.crop = A.RandomResizedCrop((size, size), scale=config.crop_scale, ratio=config.crop_ratio)
-        self.steps: list[A.BasicTransform | A.BaseCompose] = []
+        self.config, self.size = config, size
+        self.steps: list[Callable[[np.ndarray, Draw], np.ndarray]] = []
         if config.flip:
-            self.steps.append(A.HorizontalFlip(p=config.flip))
+            self.steps.append(Flip(config.flip))
         if config.affine:
             self.steps.append(
-                A.Affine(rotate=(-6, 6), translate_percent=(-0.03, 0.03), scale=(0.95, 1.05), p=config.affine)
+                _Step(A.Affine(rotate=(-6, 6), translate_percent=(-0.03, 0.03), scale=(0.95, 1.05), p=config.affine))
             )
         if config.rand_augment is not None:
             self.steps.append(RandAugment(config.rand_augment))
         if config.colour_jitter:
             factors = (1 - config.colour_jitter, 1 + config.colour_jitter)
-            self.steps.append(A.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1))
+            self.steps.append(
+                _Step(A.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1))
+            )
         if config.erasing:
-            self.steps.append(RandomErasing(p=config.erasing))
+            self.steps.append(RandomErasing(config.erasing))
 
     def __call__(self, picture: Picture, seed: int) -> np.ndarray:
-        numbers, choices = np.random.default_rng(seed), random.Random(seed)
-        if self.crop is None:
-            image = _resized(picture.pixels(), self.size)
+        draw = Draw(seed)
+        if self.config.crop_scale is None:
+            image = picture.pixels()
         else:
-            self.crop.set_random_state(numbers, choices)
-            shape = {"shape": (picture.height, picture.width)}
-            box = self.crop.get_params_dependent_on_data(shape, {})["crop_coords"]
-            image = _resized(_cropped(picture, box, self.size), self.size)
-        # not in A.Compose: given a seed, it gives every step the same random numbers, so that flips decide on the rest
+            box = random_box(picture.height, picture.width, self.config.crop_scale, self.config.crop_ratio, draw)
+            image = _cropped(picture, box, self.size)
+        image = _resized(image, self.size)
         for step in self.steps:
-            step.set_random_state(numbers, choices)
-            image = step(image=image)["image"]
+            image = step(image, draw)
         return image
+
+
+class _Step:
+    """A step of albumentations. Its own call is 50 us; what needs no more than a line has one here instead."""
+
+    def __init__(self, step: A.BasicTransform) -> None:
+        self.step = step
+
+    def __call__(self, image: np.ndarray, draw: Draw) -> np.ndarray:
+        # not in A.Compose: given a seed, it gives every step the same random numbers, so that flips decide on the rest
+        self.step.set_random_state(draw.numpys, draw)
+        return self.step(image=image)["image"]
+
+
+def random_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draw: random.Random
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random resized crop, as albumentations 2.0.8 draws it, and torchvision.
+
+    height, width: of the image; scale: share of its area; ratio: width by height
+    """
+    area, log_ratio = height * width, (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(10):
+        target, aspect = draw.uniform(scale[0] * area, scale[1] * area), math.exp(draw.uniform(*log_ratio))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            down, across = draw.random(), draw.random()
+            left, top = int((width - w + 1) * across), int((height - h + 1) * down)
+            return left, top, left + w, top + h
+    # the largest box of an allowed ratio, in the middle
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+class Flip:
+    """Some images are mirrored."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, image: np.ndarray, draw: random.Random) -> np.ndarray:
+        return cv2.flip(image, 1) if draw.random() < self.p else image
 
 
 def _cropped(picture: Picture, box: tuple[int, int, int, int], size: int) -> np.ndarray:
@@ -135,29 +189,28 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-class RandAugment(A.ImageOnlyTransform):
+class RandAugment:
     """timm's RandAugment; `recipe` as `rand_augment.parse` takes it. Operations are drawn with replacement."""
 
     def __init__(self, recipe: str) -> None:
-        super().__init__(p=1.0)
-        self.recipe = recipe
         self.magnitude, self.deviation, self.count, self.probability = rand_augment.parse(recipe)
 
-    def get_params(self) -> dict[str, Any]:
-        draw, chosen = self.py_random, []
+    def __call__(self, image: np.ndarray, draw: random.Random) -> np.ndarray:
+        for name, level in self.chosen(draw):
+            image = rand_augment.OPERATIONS[name](image, level)
+        return image
+
+    def chosen(self, draw: random.Random) -> list[tuple[str, float]]:
+        """Names and levels of the operations for one image."""
+        chosen = []
         for name in draw.choices(tuple(rand_augment.OPERATIONS), k=self.count):
             if draw.random() < self.probability:
                 level = min(max(draw.gauss(self.magnitude, self.deviation), 0.0), 10.0) / 10
                 chosen.append((name, level if draw.random() < 0.5 else -level))
-        return {"chosen": chosen}
-
-    def apply(self, img: np.ndarray, chosen: list[tuple[str, float]], **params: Any) -> np.ndarray:
-        for name, level in chosen:
-            img = rand_augment.OPERATIONS[name](img, level)
-        return img
+        return chosen
 
 
-class RandomErasing(A.ImageOnlyTransform):
+class RandomErasing:
     """A rectangle becomes noise with the mean and deviation of natural images.
 
     That is timm's `pixel` mode, but timm erases after normalising: with the mean and deviation that the model expects,
@@ -165,24 +218,24 @@ class RandomErasing(A.ImageOnlyTransform):
     Source: timm 1.0.31, data/random_erasing.py.
     """
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        draw = self.py_random
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, image: np.ndarray, draw: random.Random) -> np.ndarray:
+        if draw.random() >= self.p:
+            return image
+        height, width = image.shape[:2]
         for _ in range(10):
             area = draw.uniform(0.02, 1 / 3) * height * width
             aspect = math.exp(draw.uniform(math.log(0.3), -math.log(0.3)))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < h < height and 0 < w < width:
                 noise = np.frombuffer(draw.randbytes(3 * h * w), np.uint8).reshape(h, w, 3)
-                return {"top": draw.randint(0, height - h), "left": draw.randint(0, width - w), "noise": noise}
-        return {"top": 0, "left": 0, "noise": None}
-
-    def apply(self, img: np.ndarray, top: int, left: int, noise: np.ndarray | None, **params: Any) -> np.ndarray:
-        if noise is None:
-            return img
-        img = img.copy()
-        img[top : top + noise.shape[0], left : left + noise.shape[1]] = cv2.LUT(noise, _NORMAL)
-        return img
+                top, left = draw.randint(0, height - h), draw.randint(0, width - w)
+                image = image.copy()
+                image[top : top + h, left : left + w] = cv2.LUT(noise, _NORMAL)
+                return image
+        return image
 
 
 # From uniform bytes to normal noise: the (byte + 0.5) / 256 quantile, for each channel.

@@ -13,9 +13,10 @@ from pipeline.data.augment import Augmentation
 from pipeline.data.duplicates import Duplicates
 from pipeline.data.folders import class_folders
 from pipeline.data.images import Picture
-from pipeline.data.index import Files, LeftOut, Listing, Progress, Skipped, list_images
+from pipeline.data.index import LeftOut, Listing, Progress, Skipped, list_images
 from pipeline.data.layouts import Rows
-from pipeline.data.names import check_name, missing, parse_subset, path_of
+from pipeline.data.names import TARS, check_name, missing, parse_subset, path_of
+from pipeline.data.shards import list_shards
 from pipeline.data.vetting import vet
 
 LAYOUTS = {"ifood": layouts.ifood, "inat19": layouts.inat19, "imagenet": layouts.imagenet}
@@ -115,7 +116,8 @@ def load_dataset(
     keep_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `folders.class_folders`.
+    """The dataset called `name`, one of DATASETS; `folder:PATH` is a directory or zip as in `folders.class_folders`,
+    `wds:PATTERN` tars as in `shards.list_shards`.
 
     subset: `CLASSESxIMAGES`, for experiments that must be small: so many classes, spread evenly over all, with so many
     training images of each (their first) and all their validation and test images
@@ -166,8 +168,11 @@ def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, val: ci
 
 
 def _of_files(name: str, path: Path, max_bad_share: float, keep_duplicates: bool, progress: Progress | None) -> Dataset:
-    listing = list_images(path)
-    layout = LAYOUTS.get(name, class_folders)(listing)
+    if name.startswith(TARS):
+        listing, layout = list_shards(name.removeprefix(TARS))
+    else:
+        listing = list_images(path)
+        layout = LAYOUTS.get(name, class_folders)(listing)
     try:
         # a published set is measured as its owner split it
         vetted = vet(listing, layout, max_bad_share, progress, keep_duplicates=keep_duplicates or name in LAYOUTS)
@@ -177,7 +182,7 @@ def _of_files(name: str, path: Path, max_bad_share: float, keep_duplicates: bool
     def split(rows: Rows) -> Split:
         members, labels = [member for member, _ in rows], np.array([label for _, label in rows], dtype=np.int64)
         sizes = np.array([(vetted.checked[member].height, vetted.checked[member].width) for member in members])
-        return Split(images=Files(path, members, sizes), labels=labels)
+        return Split(images=listing.images(members, sizes), labels=labels)
 
     train = split(vetted.train)
     parts = [vetted.train, vetted.val, *([] if vetted.test is None else [vetted.test])]

@@ -1,4 +1,4 @@
-"""Image files of a directory or a zip: which there are, which of them can be decoded, and access to them.
+"""Image files of a directory or a zip (or in tars: shards.py): which there are and can be decoded, and access to them.
 
 To know that every image can be decoded is to decode it once, which takes minutes for a large set. What came of it is
 kept in an index in the user's cache (`$XDG_CACHE_HOME/dap/index`, else `~/.cache/dap/index`; one JSON file per
@@ -16,7 +16,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline import files
-from pipeline.data import images, zip_names
+from pipeline.data import images, tars, zip_names
 from pipeline.data.images import Picture
+from pipeline.data.tars import Entry
 from targets import picture, strict
 
 LARGEST_FILE = 512 * 2**20  # bytes: more than a 100-megapixel TIFF, less than what a zip bomb unpacks to
@@ -70,6 +71,12 @@ class Listing:
     """(folder, suffix) of files that are no images -> how many"""
     notes: tuple["LeftOut", ...] = ()
     """what else is left out, or was guessed"""
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    """where the files are that lie in tars"""
+
+    def images(self, members: Sequence[str], sizes: np.ndarray) -> "Files":
+        """Some of the images. sizes: (n, 2) height and width as shown, pixels."""
+        return Files(self.path, members, sizes, self.entries)
 
 
 class Checked(NamedTuple):
@@ -241,10 +248,12 @@ def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
 
 
 class Files:
-    """Images below a directory or inside a zip, opened when asked for."""
+    """Images below a directory, inside a zip or in tars, opened when asked for."""
 
-    def __init__(self, path: Path, members: Sequence[str], sizes: np.ndarray) -> None:
-        self.path, self.members = path, members
+    def __init__(
+        self, path: Path, members: Sequence[str], sizes: np.ndarray, entries: Mapping[str, Entry] | None = None
+    ) -> None:
+        self.path, self.members, self.entries = path, members, entries or {}
         self.sizes = sizes
         """(n, 2) height and width as shown, pixels"""
         # of which process: handles do not survive a fork; and its entries by name
@@ -256,18 +265,21 @@ class Files:
     def __getitem__(self, index: int) -> Picture:
         """Raises ValueError that names the file if it cannot be read or is no image (any more)."""
         member = self.members[index]
+        place = self.entries[member].where if member in self.entries else self.path
         try:
             data = self.read(member)
         except Exception as error:  # a damaged zip fails with whatever its decompressor stumbles over
-            raise ValueError(f"{self.path}: {member} cannot be read ({error}). Has it changed meanwhile?") from error
-        return images.open_picture(data, f"{self.path}: {member}")
+            raise ValueError(f"{place}: {member} cannot be read ({error}). Has it changed meanwhile?") from error
+        return images.open_picture(data, f"{place}: {member}")
 
     def chosen(self, rows: np.ndarray) -> "Files":
         """Only the images of these rows."""
-        return Files(self.path, [self.members[row] for row in rows], self.sizes[rows])
+        return Files(self.path, [self.members[row] for row in rows], self.sizes[rows], self.entries)
 
     def read(self, member: str) -> bytes:
         """The file's bytes."""
+        if member in self.entries:
+            return tars.read(self.entries[member])
         if self.path.is_dir():
             return (self.path / member).read_bytes()
         if self._archive is None or self._archive[0] != os.getpid():
@@ -293,9 +305,10 @@ def check(listing: Listing, members: Sequence[str], progress: Progress | None = 
     }
     unknown = [member for member in dict.fromkeys(members) if member not in known]
     if unknown:
-        store = Files(listing.path, (), np.zeros((0, 2), int))
+        store = listing.images((), np.zeros((0, 2), int))
         # One reader at a time in a zip: its file handle is not made for threads.
-        turn = threading.Lock() if listing.path.is_file() else contextlib.nullcontext()
+        zipped = listing.path.is_file() and not listing.entries
+        turn = threading.Lock() if zipped else contextlib.nullcontext()
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads: decoders run outside Python's lock
                 for start in range(0, len(unknown), 256):

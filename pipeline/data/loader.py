@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -131,21 +132,22 @@ class _Transformed(torch.utils.data.Dataset):
         self.split, self.transform = split, transform
 
     def __getitems__(self, keys: list[Key]) -> Batch | ValueError:
-        images = []
+        batch: torch.Tensor | None = None
+        row = 0
         try:
             for index, copies in itertools.groupby(keys, key=lambda key: key[0]):
                 picture = _Once(self.split.images[index])
-                images += [self.transform(picture, *arguments).transpose(2, 0, 1) for _, *arguments in copies]
+                for _, *arguments in copies:
+                    image = self.transform(picture, *arguments)
+                    if batch is None:
+                        batch = _room(len(keys), *image.shape[:2])
+                    assert image.shape[:2] == batch.shape[2:]
+                    cv2.split(image, list(batch[row].numpy()))  # planes, where they stay
+                    row += 1
         except ValueError as error:
             return error
-        labels = self.split.labels[[index for index, *_ in keys]]
-        batch = torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
-        if torch.utils.data.get_worker_info():
-            # Here, where an error reaches the parent: the thread of torch that would do it otherwise prints it and
-            # drops the batch, for which the parent then waits without end.
-            for tensor in batch:
-                tensor.share_memory_()
-        return batch
+        assert batch is not None
+        return batch, torch.from_numpy(self.split.labels[[index for index, *_ in keys]])
 
     def batches(self, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
         """One batch for every list of keys, in that order, made by so many processes; 0: by this one."""
@@ -304,6 +306,14 @@ def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> Eval
 def default_workers(dataset: Dataset) -> int:
     """Loader processes: none for images that are in memory already, else one per core up to eight."""
     return 0 if isinstance(dataset.train.images, Arrays) else min(8, os.cpu_count() or 1)
+
+
+def _room(count: int, height: int, width: int) -> torch.Tensor:
+    """For a batch: uint8 (count, 3, height, width); in a worker, in memory that the parent shares from the start."""
+    room = torch.empty((count, 3, height, width), dtype=torch.uint8)
+    # Here, where an error reaches the parent: the thread of torch that would do it otherwise prints it and drops the
+    # batch, for which the parent then waits without end.
+    return room.share_memory_() if torch.utils.data.get_worker_info() else room
 
 
 def _pixels(picture: Picture) -> np.ndarray:

@@ -3,15 +3,19 @@
 import os
 from pathlib import Path
 
+from pipeline.data import tars
 from pipeline.data.catalog import KNOWN
 
-DATASETS = ("digits", *KNOWN, "folder:PATH")
+TARS = "wds:"
+OWN = ("folder:", TARS)
+"""what the names of a user's own sets begin with"""
+DATASETS = ("digits", *KNOWN, "folder:PATH", "wds:PATTERN")
 
 
 def resolve(name: str) -> str:
     """A name as it is kept: a directory or zip that exists needs no `folder:`, and has one name, however written."""
     given = name.removeprefix("folder:")
-    if name == "digits" or name in KNOWN or not given:
+    if name == "digits" or name in KNOWN or name.startswith(TARS) or not given:
         return name
     path = Path(os.path.abspath(Path(given).expanduser()))
     if not (name.startswith("folder:") or path.exists()):
@@ -21,14 +25,24 @@ def resolve(name: str) -> str:
 
 def check_name(name: str, folder: Path | None = None) -> None:
     """Raises ValueError for a name that `load_dataset` does not know, and for data that are not there."""
-    if name != "digits" and name not in KNOWN and not name.startswith("folder:"):
+    if name != "digits" and name not in KNOWN and not name.startswith(OWN):
         raise ValueError(
             f"DATASET={name} is unknown. Known: {', '.join(DATASETS)}; and there is no directory or zip of that name"
         )
     if name == "folder:":
         raise ValueError("DATASET=folder: lacks the path of a directory or zip")
+    if name == TARS:
+        raise ValueError(
+            "DATASET=wds: lacks tars: a directory of them, or a pattern such as shards/train-{000..011}.tar"
+        )
     if folder and name not in KNOWN:
         raise ValueError(f"DATA={folder} tells where one of {', '.join(KNOWN)} lies; leave it out for DATASET={name}")
+    if name.startswith(TARS):
+        try:
+            tars.expand(name.removeprefix(TARS))
+        except ValueError as error:
+            raise ValueError(f"DATASET={name}: {error}") from error
+        return
     path = path_of(name, folder)
     if name != "digits" and not path.exists():
         raise ValueError(missing(name, path, f"{path} does not exist"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.data.duplicates import Duplicates, find
-from pipeline.data.index import Checked, Files, Listing, Progress, Skipped, check
+from pipeline.data.index import Checked, Listing, Progress, Skipped, check
 from pipeline.data.layouts import Layout, Rows
 
 
@@ -53,7 +53,7 @@ def vet(
         train, val = _split_off(train)
     test = None if layout.test is None else [row for row in layout.test if row[0] not in faults]
     splits = {"train": train, "val": val, **({} if test is None else {"test": test})}
-    read = Files(listing.path, (), np.zeros((0, 2), int)).read
+    read = listing.images((), np.zeros((0, 2), int)).read
     twice, duplicates = find(splits, checked, read, keep_duplicates)
     if twice:
         train = [row for row in train if row[0] not in twice]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
+import numpy as np
 import timm
 import torch
 
@@ -68,13 +70,32 @@ class View:
         )
 
 
-@functools.cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(-1, 1, 1)
-
-
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (B, 3, H, W) 0..255 -> float32 (B, 3, H, W), zero mean and unit deviation per channel."""
-    # the constants are kept: copying them to a GPU anew would make it wait at every step
+    if images.device.type != "cpu" or not len(images):
+        return _arithmetic(images, mean, std)
+    # Looked up by one thread. Those of torch share the cores with the processes that load, and wait for one another in
+    # each of the four operations: with two workers on two cores that took 1.1 ms an image instead of 0.1.
+    normalised = torch.empty(images.shape)
+    for channel, table in enumerate(_tables(mean, std)):
+        values = images[:, channel].flatten(1).numpy()
+        cv2.LUT(values, table, normalised[:, channel].flatten(1).numpy())
+    return normalised
+
+
+def _arithmetic(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     return (images.float() / 255 - _per_channel(mean, images.device)) / _per_channel(std, images.device)
+
+
+@functools.cache
+def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """float32 (3, 1, 256): what each value of a channel becomes."""
+    every = torch.arange(256, dtype=torch.uint8).expand(1, len(mean), 1, 256)
+    return _arithmetic(every, mean, std)[0].numpy()
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # kept: copying them to a GPU anew would make it wait at every step
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)

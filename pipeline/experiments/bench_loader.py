@@ -21,11 +21,12 @@ from timm.data import ImageDataset, create_loader
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
-from pipeline.data import augment
+from pipeline.data import augment, tars
 from pipeline.data.datasets import Dataset, Split
 from pipeline.data.index import Files
 from pipeline.data.loader import Batches, InMemory, Order, PerImage
 from pipeline.data.view import normalise
+from pipeline.data.write_shards import write
 from pipeline.train import runtime
 
 BATCH = 32
@@ -131,9 +132,25 @@ def _loaders(folder: Path, dataset: Dataset, size: int, workers: int) -> dict[st
     ours = {"ours": normalised(PerImage(dataset, size, orders[1], workers))}
     if INPUT[PHOTOS] == size:
         ours["ours, every image 3 times"] = normalised(PerImage(dataset, size, orders[3], workers))
+        ours["ours, from tars"] = normalised(PerImage(in_tars(dataset, folder / "tars"), size, orders[1], workers))
     else:
         ours["in memory"] = normalised(InMemory(dataset, size, orders[1], workers, runtime.accelerator().device))
     return {"timm": timm, "decoding alone": decoding, **ours}
+
+
+def in_tars(dataset: Dataset, folder: Path) -> Dataset:
+    """The same training images in tars in a new folder."""
+    few = replace(dataset.train, images=dataset.train.images.chosen(np.arange(2)), labels=dataset.train.labels[:2])
+    paths = write(replace(dataset, val=few), folder, 2**28, lambda *_: None)
+    entries = {
+        name: entry
+        for path in paths
+        if path.name.startswith("train")
+        for name, entry, _ in tars.entries(str(path), ".cls")
+        if name.endswith(".jpg")
+    }
+    images = Files(folder, list(entries), dataset.train.images.sizes, entries)
+    return replace(dataset, train=Split(images=images, labels=dataset.train.labels))
 
 
 class _Decoded(torch.utils.data.Dataset):

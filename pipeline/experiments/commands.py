@@ -144,6 +144,19 @@ def paper_table(
                      markup=False, soft_wrap=True)  # fmt: skip
 
 
+@app.command("env-size", epilog=EXIT_CODES)
+def env_size(
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/env-size.json"
+    ),
+) -> None:
+    """What the environment is made of: megabytes of every package, and what needs it."""
+    from pipeline.experiments import environment
+
+    rows = environment.environment(environment.asked_for())
+    _finish(out, "make env-size", False, rows, environment.report(rows))
+
+
 @app.command("bench-step", epilog=EXIT_CODES)
 def bench_step(
     quick: Annotated[bool, typer.Option("--quick", help="The small model and few samples.")] = False,
@@ -369,4 +382,5 @@ def _numbers(name: str, text: str, kind):
 
 def _shown(dataset: str) -> str:
     """A data set's name as results files hold it: without the folders of this machine."""
-    return f"folder:{Path(dataset).name}" if dataset.startswith("folder:") else dataset
+    kind = next((kind for kind in names.OWN if dataset.startswith(kind)), None)
+    return f"{kind}{Path(dataset).name}" if kind else dataset

@@ -41,7 +41,7 @@ def compiled(model: nn.Module) -> nn.Module:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # each backend misses its compiler in a way of its own
-        what = "Triton, which comes with PyTorch for CUDA" if device.type == "cuda" else "a C++ compiler, such as g++"
+        what = "Triton (see docs/setup.md)" if device.type == "cuda" else "a C++ compiler, such as g++"
         raise EnvironmentLacks(
             f"COMPILE=1 needs {what}; PyTorch could not compile here ({type(error).__name__}: "
             f"{(str(error).strip().splitlines() or [''])[0][:200]}). Install it, or leave COMPILE out"
