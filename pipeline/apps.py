@@ -36,7 +36,7 @@ BUNDLE = "classifier"
 """the folder that the Raspberry Pi's archive unpacks into"""
 APP_FILES = ("classify", "install.sh", "classifier.service")
 TARGETS = Path(manifest.__file__).parent
-SHARED = ("manifest.py", "picture.py", "serving.py", *PACKAGE)
+SHARED = ("manifest.py", "serving.py", *PACKAGE)
 """files of targets that run on a board: measuring, loading, reading the manifest and pictures are the pipeline's own"""
 REQUIREMENTS = {
     name.replace("-board", ""): f"devices/{name}" for board in boards().values() for name in board.requirements

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image, features
@@ -32,6 +33,16 @@ _MAGIC = re.compile(
 # Pillow refuses more than twice its limit (179 million pixels), which no photo has and a decompression bomb does. Above
 # the limit itself (89 million) it only warns: phones take such photos, and there is nothing to be done about it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: np.rot90(pixels),
+}
 
 
 def is_junk(name: str) -> bool:
@@ -78,3 +89,12 @@ def orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # EXIF data that is damaged says nothing about the pixels: they are shown as stored
         return 1
+
+
+def upright(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) RGB, decoded and turned as its EXIF says: to the bit what the pipeline reads (data/images.py).
+
+    Raises ValueError as `rgb` does, and whatever Pillow does.
+    """
+    image.load()
+    return np.ascontiguousarray(_UPRIGHT.get(orientation(image), np.asarray)(rgb(image)))

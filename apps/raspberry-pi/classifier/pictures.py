@@ -2,12 +2,12 @@
 
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from targets import resize
 from targets.manifest import InputSpec
 from targets.picture import (
     FORMATS,
@@ -16,23 +16,9 @@ from targets.picture import (
     is_image,
     is_junk,
     may_be_image,
-    orientation,
-    rgb,
+    upright,
     why_unreadable,
 )
-
-LARGEST_RESIZED = 100_000_000
-"""pixels of a resized strip above which only the part that is kept is made"""
-
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda pixels: np.rot90(pixels),
-}
 
 
 def inside(folder: Path) -> list[Path]:
@@ -77,9 +63,7 @@ def read(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            turn = _UPRIGHT.get(orientation(image), np.asarray)
-            return np.ascontiguousarray(turn(rgb(image)))
+            return upright(image)
     except FileNotFoundError as error:
         raise ValueError("there is no such file") from error
     except UnidentifiedImageError as error:
@@ -89,27 +73,8 @@ def read(path: Path) -> np.ndarray:
 
 
 def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """RGB (H, W, 3) uint8 of any size -> (spec.height, spec.width, 3) uint8.
-
-    To the bit what the pipeline's evaluation makes of it (pipeline/data/augment.py); both use Pillow.
-    """
-    rule, size = spec.resize, spec.resize["centre_crop"]
-    shorter = rule["shorter_side"]
-    height, width = pixels.shape[:2]
-    if rule["longer_side"] == "shorter_side":
-        tall, wide = shorter, shorter
-    else:
-        tall = shorter if height <= width else int(shorter * height / width)
-        wide = shorter if width <= height else int(shorter * width / height)
-    method = Image.Resampling[rule["interpolation"].upper()]
-    top, left = round((tall - size) / 2), round((wide - size) / 2)  # halves to even
-    if tall * wide > LARGEST_RESIZED:
-        y, x = height / tall, width / wide
-        box = (left * x, top * y, (left + size) * x, (top + size) * y)
-        return np.asarray(Image.fromarray(pixels).resize((size, size), method, box))
-    if (tall, wide) != (height, width):
-        pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), method))
-    return pixels[top : top + size, left : left + size]
+    """RGB (H, W, 3) uint8 of any size -> (spec.height, spec.width, 3) uint8, by the manifest's rule."""
+    return resize.fit(pixels, resize.Resize.of(spec.resize))
 
 
 def preview(pixels: np.ndarray, longest: int = 640) -> bytes:
