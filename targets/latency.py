@@ -13,6 +13,7 @@ the machine then hits all of them, and their ratio stays meaningful where their 
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ EARLY_SAMPLES = 64
 SPREAD_MAX = 5.0
 LONGEST_S = 86400
 """no measurement takes longer than a day"""
+LEAST_PHOTOGRAPHS = 5
+"""fewer from end to end are no measurement"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,67 @@ class LatencyResult:
         summary["p90_bound"] = self.p90_bound_ms
         counts = {"samples": self.samples, "seconds": self.seconds}
         return {**summary, **counts, "valid": self.valid, "why_invalid": self.why_invalid}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How long it takes from an artifact's file to its first answer: loading it and one inference, which is when a file
+    that is mapped is read. The runtime's own code is loaded before, and does not count."""
+
+    cold_ms: tuple[float, ...]
+    """in a new process each"""
+    warm_ms: tuple[float, ...]
+    """once more in each of these processes"""
+    from_storage: bool
+    """whether the file was out of the system's page cache before each cold one; else it was read from memory"""
+
+    def __post_init__(self) -> None:
+        if not self.cold_ms or len(self.cold_ms) != len(self.warm_ms):
+            raise ValueError(f"{len(self.cold_ms)} cold_ms and {len(self.warm_ms)} warm_ms are no pairs")
+        if not all(0 < value <= 1000 * LONGEST_S for value in (*self.cold_ms, *self.warm_ms)):
+            raise ValueError(f"loading takes longer than 0 ms, and {LONGEST_S} s at most")
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as reports hold it: medians in milliseconds."""
+        medians = {"cold": statistics.median(self.cold_ms), "warm": statistics.median(self.warm_ms)}
+        return {**medians, "samples": len(self.cold_ms), "from_storage": self.from_storage}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEnd:
+    """From a photograph's file to its logits, again and again, step by step; the file is in the page cache."""
+
+    decode_ms: tuple[float, ...]
+    """from the file to upright RGB"""
+    resize_ms: tuple[float, ...]
+    """from there to the runtime's input"""
+    inference_ms: tuple[float, ...]
+    """and to the logits"""
+
+    def __post_init__(self) -> None:
+        counts = {len(self.decode_ms), len(self.resize_ms), len(self.inference_ms)}
+        if len(counts) > 1 or not self.decode_ms:
+            raise ValueError("every photograph is decoded, resized and computed, and there is one at least")
+        if min(*self.decode_ms, *self.resize_ms, *self.inference_ms) < 0 or self._seconds > LONGEST_S:
+            raise ValueError(f"no step takes less than 0 ms, and all together {LONGEST_S} s at most")
+
+    @property
+    def _rounds_ms(self) -> np.ndarray:
+        return np.array([self.decode_ms, self.resize_ms, self.inference_ms], np.float64).sum(0)
+
+    @property
+    def _seconds(self) -> float:
+        return float(self._rounds_ms.sum()) / 1000
+
+    @property
+    def total(self) -> LatencyResult:
+        """The three together."""
+        return _summary(self._rounds_ms, self._seconds, LEAST_PHOTOGRAPHS)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as reports hold it: `total`, and the medians of its steps, in milliseconds."""
+        steps = {"decode": self.decode_ms, "resize": self.resize_ms, "inference": self.inference_ms}
+        return {**self.total.to_json(), **{name: statistics.median(taken) for name, taken in steps.items()}}
 
 
 def measure(callables: Mapping[str, Callable[[], object]], protocol: Protocol) -> dict[str, LatencyResult]:

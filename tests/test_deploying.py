@@ -71,8 +71,9 @@ def deploy_several(several, shared, tmp_path):
 
 def replaced(monkeypatch, name: str, **changes) -> None:
     monkeypatch.setitem(FORMATS, name, dataclasses.replace(FORMATS[name], **changes))
-    if "load" in changes:  # another process, which measures memory, could not be sent it
-        monkeypatch.setattr(measure, "memory_mb", lambda *_: 1.0)
+    if "load" in changes:  # another process, which measures memory and loading, could not be sent it
+        found = measure.Fresh(peak_mb=1.0, cold_ms=1.0, warm_ms=1.0, from_storage=False)
+        monkeypatch.setattr(measure, "fresh", lambda *_: found)
 
 
 def missing(*_, **__):

@@ -14,6 +14,8 @@ import pytest
 
 from targets.artifact import sha256_of
 from targets.devices.job import (
+    END_TO_END,
+    LOADING,
     MEMORY,
     DeviceError,
     DeviceResult,
@@ -24,10 +26,11 @@ from targets.devices.job import (
     write_job,
     write_result,
 )
-from targets.latency import Protocol, summarise
+from targets.latency import EndToEnd, Loading, Protocol, summarise
+from targets.resize import Resize
 
 FILE, OTHER = "pruned.tflite", "dense.tflite"
-SHA256 = {FILE: "a" * 64, OTHER: "b" * 64, "golden.u8": "c" * 64, "images.u8": "d" * 64}
+SHA256 = {FILE: "a" * 64, OTHER: "b" * 64, "golden.u8": "c" * 64, "images.u8": "d" * 64, "photo.jpg": "e" * 64}
 DEVICE = {"device": "a board", "os": "Linux", "cpu": None, "cores": 4, "arch": "aarch64", "emulated": None}
 CONDITIONS = {"governor": "ondemand", "temperature_c": 51.5, "throttled": "0x0", "battery": None}
 
@@ -44,6 +47,8 @@ JOB = Job(
     labels=(2, 0, 1, 1),
     protocol=Protocol(name="brief", seconds=0.5, min_samples=5, warmup=0, cooldown_s=0.0),
     memory=True,
+    loads=3,
+    resize=Resize(shorter_side=9, square=False, interpolation="bicubic", centre_crop=8),
 )
 
 
@@ -72,6 +77,12 @@ def sound() -> dict[str, Any]:
         "top1": 0.75,
         "latency": {FILE: latency(10), OTHER: latency(20)},
         "peak_mb": 12.5,
+        "loading": {"cold_ms": [30.5, 40.0, 20], "warm_ms": [10.0, 12.0, 11.0], "from_storage": True},
+        "end_to_end": {
+            "decode_ms": [4.0, 5.0, 4.5, 4.25, 4.0, 4.0],
+            "resize_ms": [2.0, 1.0, 1.5, 1.25, 1.0, 0],
+            "inference_ms": [10.0, 11.0, 10.5, 10.25, 10.0, 10.0],
+        },
         "unmeasured": {},
     }
 
@@ -135,9 +146,10 @@ def test_logits_that_are_no_numbers_are_wrong_ones() -> None:
 
 def test_a_refused_artifact_has_no_numbers() -> None:
     nothing = {"golden": [], "logits": [], "latency": {}, "golden_error": None, "top1": None, "peak_mb": None}
+    nothing |= {"loading": None, "end_to_end": None}
     told = {**sound(), **nothing, "refused": "too new", "runtime": "", "before": {}, "after": {}}
     assert read(told).refused == "too new"
-    measured = {name: sound()[name] for name in ("golden", "logits", "latency")}
+    measured = {name: sound()[name] for name in ("golden", "logits", "latency", "loading", "end_to_end")}
     zeros = dict.fromkeys(("golden_error", "top1", "peak_mb"), 0.0)
     for name, value in {**measured, **zeros, "unmeasured": {OTHER: "gone"}, "refused": ""}.items():
         with pytest.raises(DeviceError, match="refused has a reason and no measurements"):
@@ -201,6 +213,34 @@ NOTHING: dict[str, Any] = {"samples": 0, "samples_ms": [], "p50_ms": -1}
         (("unmeasured",), {FILE: "why not"}, "'pruned.tflite' may not be missing"),
         (("unmeasured",), {"x": "why not"}, "'x' may not be missing"),
         (("unmeasured",), {OTHER: "gone"}, "of 2 artifacts instead of 1"),
+        (("unmeasured",), {MEMORY: "killed"}, "unmeasured: memory is measured all the same"),
+        (("unmeasured",), {LOADING: "killed"}, "unmeasured: loading is measured all the same"),
+        (("unmeasured",), {END_TO_END: "no Pillow"}, "unmeasured: end to end is measured all the same"),
+        (("loading",), [], "loading: must be an object"),
+        (("loading", "cold_ms"), [], "0 cold_ms and 3 warm_ms are no pairs"),
+        (("loading", "warm_ms"), [1.0], "3 cold_ms and 1 warm_ms are no pairs"),
+        (("loading",), {"cold_ms": [], "warm_ms": [], "from_storage": True}, "0 cold_ms and 0 warm_ms are no pairs"),
+        (("loading",), {"cold_ms": [1] * 4, "warm_ms": [1] * 4, "from_storage": True}, "4 times, 3 were asked for"),
+        (("loading", "cold_ms", 2), 0, "loading takes longer than 0 ms"),
+        (("loading", "cold_ms", 2), -1.0, "loading takes longer than 0 ms"),
+        (("loading", "warm_ms", 0), 0.0, "loading takes longer than 0 ms"),
+        (("loading", "warm_ms", 0), 86_400_001, "and 86400 s at most"),
+        (("loading", "cold_ms", 1), None, r"loading\.cold_ms\[1\]: must be a finite number"),
+        (("loading", "cold_ms", 1), True, r"loading\.cold_ms\[1\]: must be a finite number"),
+        (("loading", "cold_ms"), 30.5, "loading.cold_ms: must be a list"),
+        (("loading", "from_storage"), 1, "loading.from_storage: must be true or false"),
+        (("loading", "cold"), 30.5, "unknown key 'cold'"),
+        (("end_to_end",), 16.0, "end_to_end: must be an object"),
+        (("end_to_end", "decode_ms"), [4.0], "every photograph is decoded, resized and computed"),
+        (("end_to_end", "resize_ms"), [4.0], "every photograph is decoded, resized and computed"),
+        (("end_to_end", "inference_ms"), [4.0] * 7, "every photograph is decoded, resized and computed"),
+        (("end_to_end",), {key: [] for key in sound()["end_to_end"]}, "there is one at least"),
+        (("end_to_end", "decode_ms", 0), -0.5, "no step takes less than 0 ms"),
+        (("end_to_end", "resize_ms", 0), -0.5, "no step takes less than 0 ms"),
+        (("end_to_end", "inference_ms", 0), 1e300, "all together 86400 s at most"),
+        (("end_to_end", "inference_ms"), [15_000_000] * 6, "all together 86400 s at most"),
+        (("end_to_end", "inference_ms", 0), "4", r"end_to_end\.inference_ms\[0\]: must be a finite number"),
+        (("end_to_end", "total_ms"), 4, "unknown key 'total_ms'"),
         (("refused",), "no", "refused has a reason and no measurements"),
         (("version",), 2, "result.json: version is 2, this program reads 1"),
         (("verdict",), "pass", "unknown key 'verdict'"),
@@ -216,7 +256,13 @@ def test_what_cannot_be_true_is_refused(keys: tuple[Any, ...], value: Any, messa
 def test_the_least_that_can_be_true_is_taken() -> None:
     told = sound()
     told |= {"threads": 1, "peak_mb": 0.0}
+    told["loading"] = {"cold_ms": [1e-9], "warm_ms": [86_400_000], "from_storage": False}
+    told["end_to_end"] = {"decode_ms": [0], "resize_ms": [0], "inference_ms": [0]}
     assert (read(told).threads, read(told).peak_mb) == (1, 0.0)
+    assert read(told).loading == Loading(cold_ms=(1e-9,), warm_ms=(86_400_000,), from_storage=False)
+    assert read(told).end_to_end == EndToEnd(decode_ms=(0,), resize_ms=(0,), inference_ms=(0,))
+    told["end_to_end"] = {"decode_ms": [86_400_000], "resize_ms": [0], "inference_ms": [0]}
+    assert read(told).end_to_end is not None
 
 
 def test_samples_fit_into_the_time_that_was_measured() -> None:
@@ -248,7 +294,7 @@ def test_what_is_missing_is_refused_or_computed(key: str) -> None:
     del told[key]
     if key in ("golden_error", "top1"):
         assert read(told) == read(sound())
-    elif key in ("peak_mb", "before", "after", "unmeasured"):
+    elif key in ("peak_mb", "before", "after", "loading", "end_to_end", "unmeasured"):
         assert read(told).top1 == 0.75, "not every device tells"
     else:
         with pytest.raises(DeviceError, match="not whole"):
@@ -256,7 +302,8 @@ def test_what_is_missing_is_refused_or_computed(key: str) -> None:
 
 
 def test_numbers_that_were_not_asked_for_are_refused() -> None:
-    for changes in ({"memory": False}, {"protocol": None}, {"labels": ()}, {"golden": ()}):
+    for changes in ({"memory": False}, {"protocol": None}, {"labels": ()}, {"golden": ()}, {"loads": 2},
+                    {"loads": 0}, {"resize": None}):  # fmt: skip
         with pytest.raises(DeviceError, match="not whole"):
             result_of(json.dumps(sound()).encode(), dataclasses.replace(JOB, **changes))
 
@@ -264,8 +311,30 @@ def test_numbers_that_were_not_asked_for_are_refused() -> None:
 def test_what_could_not_be_measured_is_told() -> None:
     told = sound()
     del told["latency"][OTHER]
-    told |= {"unmeasured": {OTHER: "gone", MEMORY: "killed"}, "peak_mb": None}
-    assert read(told).unmeasured == {OTHER: "gone", MEMORY: "killed"}
+    reasons = {OTHER: "gone", MEMORY: "killed", LOADING: "killed", END_TO_END: "no Pillow"}
+    told |= {"unmeasured": reasons, "peak_mb": None, "loading": None, "end_to_end": None}
+    assert read(told).unmeasured == reasons
+    assert (read(told).loading, read(told).end_to_end) == (None, None)
+
+
+def test_what_is_told_of_loading_and_photographs_are_medians() -> None:
+    result = read(sound())
+    assert result.loading is not None
+    assert result.loading.to_json() == {"cold": 30.5, "warm": 11.0, "samples": 3, "from_storage": True}
+    assert result.end_to_end is not None
+    found = result.end_to_end.to_json()
+    assert (found["decode"], found["resize"], found["inference"]) == (4.125, 1.125, 10.125)
+    assert (found["p50"], found["samples"], found["valid"]) == (15.875, 6, True)
+    assert found["seconds"] == pytest.approx(0.09425)
+    told = sound()
+    told["end_to_end"] = {name: [0.0, *values[1:]] for name, values in told["end_to_end"].items()}
+    uneven = read(told).end_to_end
+    assert uneven is not None
+    assert "the clock showed 0 ns" in str(uneven.total.why_invalid)
+    told["end_to_end"] = {name: values[:4] for name, values in sound()["end_to_end"].items()}
+    few = read(told).end_to_end
+    assert few is not None
+    assert "4 samples" in str(few.total.why_invalid)
 
 
 def test_control_characters_of_a_device_reach_nobody() -> None:
@@ -384,6 +453,16 @@ def check_numbers(result: DeviceResult) -> None:
     assert result.latency.keys() | result.unmeasured.keys() >= {FILE, OTHER}
     assert FILE in result.latency
     assert result.peak_mb is None or 0 <= result.peak_mb < 1e6
+    if result.loading is not None:
+        assert 1 <= len(result.loading.cold_ms) == len(result.loading.warm_ms) <= 3
+        assert all(0 < value <= 86_400_000 for value in (*result.loading.cold_ms, *result.loading.warm_ms))
+    if result.end_to_end is not None:
+        whole = result.end_to_end
+        assert whole.total.samples == len(whole.decode_ms) == len(whole.resize_ms) == len(whole.inference_ms) >= 1
+        assert all(map(math.isfinite, (whole.total.p50_ms, whole.total.p90_ms)))
+        assert not whole.total.valid or whole.total.p5_ms > 0
+    for name, found in ((MEMORY, result.peak_mb), (LOADING, result.loading), (END_TO_END, result.end_to_end)):
+        assert found is None or name not in result.unmeasured
     for latency in result.latency.values():
         assert latency.samples == len(latency.samples_ms) >= 1
         assert all(map(math.isfinite, (latency.p5_ms, latency.p50_ms, latency.p90_ms, latency.mean_ms)))
@@ -394,6 +473,8 @@ def check_numbers(result: DeviceResult) -> None:
 
 
 # The job, as a board reads it.
+
+RESIZE = {"shorter_side": 9, "square": False, "interpolation": "bicubic", "centre_crop": 8}
 
 
 @pytest.mark.parametrize(
@@ -414,6 +495,15 @@ def check_numbers(result: DeviceResult) -> None:
         ({"labels": [3]}, "labels must be from 0 to 2"),
         ({"labels": [True]}, r"labels\[0\]: must be a whole number"),
         ({"protocol": {"name": "x"}}, "protocol: lacks seconds"),
+        ({"loads": -1}, "loads must be 0 or more, not -1"),
+        ({"loads": True}, "loads: must be a whole number"),
+        ({"resize": {}}, "resize: lacks shorter_side"),
+        ({"resize": {**RESIZE, "interpolation": "nearest"}}, "resize.interpolation: must be 'bicubic' or 'bilinear'"),
+        ({"resize": {**RESIZE, "shorter_side": 7}}, "resize: 8 pixels cannot be cut out of 7"),
+        ({"resize": {**RESIZE, "centre_crop": 0}}, "resize: 0 pixels cannot be cut out of 9"),
+        ({"resize": {**RESIZE, "centre_crop": 9}}, "resize makes pictures of 8 x 8 of photo.jpg"),
+        ({"height": 9}, "resize makes pictures of 9 x 8 of photo.jpg"),
+        ({"sha256": {FILE: "a" * 64, OTHER: "b" * 64}}, "of photo.jpg, which is in the job"),
         ({"more": 1}, "unknown key 'more'"),
         ({"version": 2}, "version is 2"),
     ],
@@ -466,6 +556,14 @@ def test_a_job_may_have_an_artifact_and_no_pictures(whole: Job, tmp_path: Path) 
         assert list(alone.pictures(tmp_path, name)) == []
     write_job(alone, tmp_path)
     assert read_job(tmp_path) == alone
+
+
+def test_runners_that_time_inferences_alone_are_asked_for_nothing_that_they_do_not_know(tmp_path: Path) -> None:
+    """The apps refuse a job with keys that they do not have."""
+    content = json.loads(write_job(JOB.without_photo(), tmp_path).read_text())
+    assert not {"loads", "resize"} & content.keys()
+    assert content["sha256"].keys() == SHA256.keys() - {"photo.jpg"}
+    assert json.loads(write_job(JOB, tmp_path).read_text())["resize"] == RESIZE
 
 
 def test_a_job_of_what_is_no_number_is_not_written(whole: Job, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ class Adb:
         """Do the job there. Raises DeviceError; FormatUnavailable if it is only this format that it cannot run."""
         if job.format not in FORMATS:
             raise FormatUnavailable(f"{self.name}: neither the app nor the runner has {job.format}, only {FORMATS[0]}")
+        job = job.without_photo()
         with _alone(self._phone.serial), tempfile.TemporaryDirectory() as name, self._folder() as there:
             files = [write_job(job, Path(name)), *(folder / file for file in job.sha256)]
             longest_s = STALLED_S + (job.protocol.longest_s if job.protocol else 0)
@@ -281,6 +282,7 @@ class AdbBrowser:
 
     def run(self, job: Job, folder: Path, progress: Progress) -> DeviceResult:
         """Do the job there. Raises DeviceError."""
+        job = job.without_photo()
         write_job(job, folder)
         return result_of(self._server.answer_to(job, folder, progress, lambda: None), job)
 

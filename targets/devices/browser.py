@@ -77,6 +77,7 @@ class Browser:
 
     def run(self, job: Job, folder: Path, progress: Progress) -> DeviceResult:
         """Do the job whose files are in `folder`. Raises DeviceError."""
+        job = job.without_photo()
         write_job(job, folder)
         if self._server:
             return result_of(self._server.answer_to(job, folder, progress, lambda: None), job)

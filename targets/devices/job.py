@@ -2,8 +2,9 @@
 
 Needs the standard library and numpy only, so that a board can run this very file.
 
-A job's folder holds job.json, the artifacts that it names, and golden.u8 and images.u8: RGB pictures (N, H, W, 3) uint8
-one after the other, without a header. Key: N images, C classes, G golden images.
+A job's folder holds job.json, the artifacts that it names, golden.u8 and images.u8: RGB pictures (N, H, W, 3) uint8
+one after the other, without a header, and photo.jpg if it is to be timed from end to end. Key: N images, C classes, G
+golden images.
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ import numpy as np
 
 from targets import strict
 from targets.artifact import sha256_of
-from targets.latency import Conditions, LatencyResult, restated
+from targets.latency import Conditions, EndToEnd, LatencyResult, Loading, restated
 from targets.latency import Protocol as TimingProtocol
+from targets.resize import Resize
 
-JOB, RESULT, GOLDEN, IMAGES = "job.json", "result.json", "golden.u8", "images.u8"
+JOB, RESULT, GOLDEN, IMAGES, PHOTO = "job.json", "result.json", "golden.u8", "images.u8", "photo.jpg"
 VERSION = 1
-MEMORY = "memory"
+MEMORY, LOADING, END_TO_END = "memory", "loading", "end to end"
 """where DeviceResult.unmeasured has no file"""
 THROTTLED = re.compile("0x[0-9a-fA-F]{1,8}")
 MOST_MB = 1e6
@@ -73,6 +75,10 @@ class Job:
     """None: nothing is timed"""
     memory: bool = False
     """whether to measure the peak memory of the first artifact"""
+    loads: int = 0
+    """in so many new processes its loading is timed"""
+    resize: Resize | None = None
+    """how photo.jpg becomes its picture, with which it is timed from end to end; None: it is not"""
 
     def __post_init__(self) -> None:
         for name in (*self.files, *self.sha256):
@@ -86,6 +92,17 @@ class Job:
             raise ValueError(f"golden must have {self.classes} logits a row")
         if not all(0 <= label < self.classes for label in self.labels):
             raise ValueError(f"labels must be from 0 to {self.classes - 1}")
+        if self.loads < 0:
+            raise ValueError(f"loads must be 0 or more, not {self.loads}")
+        if self.resize is not None and not (
+            self.resize.centre_crop == self.height == self.width and PHOTO in self.sha256
+        ):
+            raise ValueError(f"resize makes pictures of {self.height} x {self.width} of {PHOTO}, which is in the job")
+
+    def without_photo(self) -> "Job":
+        """What runners that time inferences alone are asked: those of the apps and the browser."""
+        sha256 = {name: value for name, value in self.sha256.items() if name != PHOTO}
+        return replace(self, loads=0, resize=None, sha256=sha256)
 
     def pictures(self, folder: Path, name: str) -> Iterator[np.ndarray]:
         """The RGB pictures (1, H, W, 3) uint8 of golden.u8 or images.u8, one by one."""
@@ -139,8 +156,12 @@ class DeviceResult:
     """by artifact"""
     peak_mb: float | None = None
     """growth of a process's peak memory by the artifact, MB of 1e6 bytes"""
+    loading: Loading | None = None
+    """of the artifact"""
+    end_to_end: EndToEnd | None = None
+    """likewise"""
     unmeasured: dict[str, str] = dataclasses.field(default_factory=dict)
-    """why an artifact that the first one was to be compared with, or MEMORY, could not be measured"""
+    """why an artifact that the first one was to be compared with, MEMORY, LOADING or END_TO_END was not measured"""
 
 
 class Device(Protocol):
@@ -157,8 +178,11 @@ class Device(Protocol):
 
 def write_job(job: Job, folder: Path) -> Path:
     """Write job.json; returns its path."""
-    path = folder / JOB
-    path.write_bytes(json.dumps({"version": VERSION, **dataclasses.asdict(job)}, allow_nan=False).encode())
+    path, content = folder / JOB, dataclasses.asdict(job)
+    for name in ("loads", "resize"):
+        if not content[name]:
+            del content[name]  # the apps' own runners do not know them
+    path.write_bytes(json.dumps({"version": VERSION, **content}, allow_nan=False).encode())
     return path
 
 
@@ -217,7 +241,7 @@ def result_of(content: bytes, job: Job) -> DeviceResult:
 
 def _refused(result: DeviceResult) -> DeviceResult:
     """The result of an artifact that does not run. Raises ValueError if something of it was measured all the same."""
-    numbers = (result.golden_error, result.top1, result.peak_mb)
+    numbers = (result.golden_error, result.top1, result.peak_mb, result.loading, result.end_to_end)
     measured = result.golden or result.logits or result.latency or result.unmeasured
     if not result.refused or measured or any(number is not None for number in numbers):
         raise ValueError("an artifact that is refused has a reason and no measurements")
@@ -237,8 +261,15 @@ def _recomputed(result: DeviceResult, job: Job) -> DeviceResult:
     logits = _logits("logits", result.logits, len(job.labels), job.classes)
     if result.peak_mb is not None and not (job.memory and 0 <= result.peak_mb < MOST_MB):
         raise ValueError(f"peak_mb: {result.peak_mb} is no memory that was asked for")
-    if unknown := result.unmeasured.keys() - {*job.files[1:], MEMORY}:
+    if result.loading is not None and len(result.loading.cold_ms) > job.loads:
+        raise ValueError(f"loading: {len(result.loading.cold_ms)} times, {job.loads} were asked for")
+    if result.end_to_end is not None and job.resize is None:
+        raise ValueError("end_to_end: was not asked for")
+    others = {MEMORY: result.peak_mb, LOADING: result.loading, END_TO_END: result.end_to_end}
+    if unknown := result.unmeasured.keys() - {*job.files[1:], *others}:
         raise ValueError(f"unmeasured: {strict.shown(sorted(unknown)[0])} may not be missing")
+    if both := [name for name, found in others.items() if found is not None and name in result.unmeasured]:
+        raise ValueError(f"unmeasured: {both[0]} is measured all the same")
     timed = set(job.files) - result.unmeasured.keys() if job.protocol else set()
     if result.latency.keys() != timed:
         raise ValueError(f"latency: of {len(result.latency)} artifacts instead of {len(timed)}")

@@ -1,29 +1,48 @@
-"""Doing a job where the artifact runs: golden images, accuracy, latency, memory, and what the machine is.
+"""Doing a job where the artifact runs: golden images, accuracy, latency, loading, memory, and what the machine is.
 
-Needs the standard library and numpy only, so that a board can run this very file.
+Needs the standard library and numpy only, so that a board can run this very file; Pillow for photographs alone.
 """
 
 import contextlib
+import ctypes
+import mmap
 import multiprocessing
 import os
 import platform
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from targets.artifact import Load, Program, RuntimeUnavailable, peak_memory_mb, reset_peak_memory, sha256_of
-from targets.devices.job import GOLDEN, IMAGES, MEMORY, Description, DeviceResult, Job, Progress, rows_of
-from targets.latency import LatencyResult, Protocol, conditions, invalid, measure
+from targets.devices.job import (
+    END_TO_END,
+    GOLDEN,
+    IMAGES,
+    LOADING,
+    MEMORY,
+    PHOTO,
+    Description,
+    DeviceResult,
+    Job,
+    Progress,
+    rows_of,
+)
+from targets.latency import EndToEnd, LatencyResult, Loading, Protocol, conditions, invalid, measure
+from targets.resize import Resize, fit
 
 MEMORY_INFERENCES = 3
-MEMORY_S = 120
-"""a process that measures memory for longer has hung; the slowest inference takes seconds"""
+FRESH_S = 120
+"""a new process that takes longer for what `fresh` asks has hung; the slowest inference takes seconds"""
+PHOTOGRAPHS, PHOTOGRAPHS_S, PHOTOGRAPHS_WARMUP = 32, 10.0, 2
+"""that many from end to end, as long as they don't take longer all in all; before them some that aren't counted"""
 # Emulated inferences take seconds each and their time says nothing: a few show that it runs.
 EMULATED = Protocol(name="emulated", seconds=0.0, min_samples=1, warmup=0, cooldown_s=0.0)
 
@@ -49,6 +68,20 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
 
 def _measured(job: Job, folder: Path, load: Load, emulated: str | None, progress: Progress) -> dict[str, Any]:
     """What DeviceResult has of an artifact that runs. Raises Refused."""
+    before = conditions()
+    found = _in_this_process(job, folder, load, emulated, progress)
+    # with the programs gone: what somebody has mapped does not leave the page cache
+    if not emulated and (job.memory or job.loads):
+        peak_mb, loading, why = _in_new_processes(job, folder, load, progress)
+        if why:
+            missing = {MEMORY: job.memory and peak_mb is None, LOADING: job.loads and loading is None}
+            found["unmeasured"] |= {name: why for name, lacks in missing.items() if lacks}
+        found |= {"peak_mb": peak_mb, "loading": loading}
+    return {**found, "before": before, "after": conditions()}
+
+
+def _in_this_process(job: Job, folder: Path, load: Load, emulated: str | None, progress: Progress) -> dict[str, Any]:
+    """The artifact's logits and times, and the times of those that it is compared with. Raises Refused."""
     name = job.files[0]
     programs: dict[str, Program] = {}
     unmeasured: dict[str, str] = {}
@@ -61,32 +94,27 @@ def _measured(job: Job, folder: Path, load: Load, emulated: str | None, progress
                 raise
             unmeasured[file] = str(error)
     program = programs[name]
-    golden, rows, taken = None, None, {}
-    peak_mb = None
+    golden, rows, taken, whole = None, None, {}, None
     with _refusing(program):
         if job.golden:
             golden = logits(program, job.pictures(folder, GOLDEN))
         if job.labels:
             rows = logits(program, _counted(job.pictures(folder, IMAGES), len(job.labels), progress))
-        before = conditions()
         if job.protocol:
             assert image is not None, "what is timed has a golden picture"
             progress("latency", 0, 1)
             taken = time(programs, image, EMULATED if emulated else job.protocol)
             progress("latency", 1, 1)
-        after = conditions()
+        if job.resize and not emulated:
+            try:
+                whole = end_to_end(program, folder / PHOTO, job.resize)
+            except NoPhotograph as error:
+                unmeasured[END_TO_END] = str(error)
     if emulated:
         taken = {file: invalid(result, f"{emulated} emulates this processor") for file, result in taken.items()}
-    elif job.memory:
-        assert image is not None, "likewise"
-        peak_mb = memory_mb(load, folder / name, job.threads, image)
-        if peak_mb is None and peak_memory_mb() is not None:
-            unmeasured[MEMORY] = "the process that measures memory ended early: has the memory run out?"
     return {
         "runtime": program.runtime,
         "runtime_version": program.runtime_version,
-        "before": before,
-        "after": after,
         "golden": () if golden is None else rows_of(golden),
         "golden_error": None if golden is None else _largest(golden, np.array(job.golden)),
         "logits": () if rows is None else rows_of(rows),
@@ -94,9 +122,33 @@ def _measured(job: Job, folder: Path, load: Load, emulated: str | None, progress
         if rows is None
         else float((np.isfinite(rows).all(1) & (rows.argmax(1) == np.array(job.labels))).mean()),
         "latency": taken,
-        "peak_mb": peak_mb,
+        "end_to_end": whole,
         "unmeasured": unmeasured,
     }
+
+
+def _in_new_processes(
+    job: Job, folder: Path, load: Load, progress: Progress
+) -> tuple[float | None, Loading | None, str | None]:
+    """Peak memory and loading, each only if it is asked for, and why one of them is missing, if that is known."""
+    image = next(job.pictures(folder, GOLDEN), None)
+    assert image is not None, "what is measured has a golden picture"
+    found: list[Fresh] = []
+    total = max(job.loads, 1)
+    for number in range(total):
+        progress("loading", number, total)
+        if (one := fresh(load, folder / job.files[0], job.threads, image)) is None:
+            break
+        found.append(one)
+    progress("loading", total, total)
+    if not found:
+        return None, None, "the process that measures it ended early: has the memory run out?"
+    loading = Loading(
+        cold_ms=tuple(one.cold_ms for one in found),
+        warm_ms=tuple(one.warm_ms for one in found),
+        from_storage=all(one.from_storage for one in found),
+    )
+    return found[0].peak_mb if job.memory else None, loading if job.loads else None, None
 
 
 def _started(load: Load, path: Path, threads: int, image: np.ndarray | None) -> Program:
@@ -138,15 +190,66 @@ def time(programs: dict[str, Program], image: np.ndarray, protocol: Protocol) ->
     return measure({name: partial(program.run, program.prepare(image)) for name, program in programs.items()}, protocol)
 
 
-def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
-    """What loading an artifact and some inferences add to a process's peak memory, MB of 1e6 bytes.
+class NoPhotograph(Exception):
+    """The photograph cannot be decoded here; that is nothing against the artifact."""
 
-    In a process of its own; the runtime's code does not count. None where the system does not tell, or if that process
-    was killed, failed or hung.
+
+def end_to_end(program: Program, photo: Path, rule: Resize) -> EndToEnd:
+    """From a JPEG to logits as an app does it: decoded upright, resized and cut, made the runtime's input, computed.
+
+    Raises NoPhotograph without Pillow, or if that cannot read the file.
+    """
+    try:
+        from PIL import Image
+
+        from targets.picture import FORMATS, upright
+    except ImportError as error:
+        raise NoPhotograph(f"photographs need Pillow ({error}): pip install pillow") from error
+
+    def decoded() -> np.ndarray:
+        with Image.open(photo, formats=FORMATS) as image:
+            return upright(image)
+
+    try:
+        fit(decoded(), rule)
+    except Exception as error:  # decoders fail in any way
+        raise NoPhotograph(f"its Pillow does not read {photo.name}: {error or type(error).__name__}") from error
+    steps: list[tuple[float, float, float]] = []
+    begin = perf_counter()
+    while len(steps) < PHOTOGRAPHS + PHOTOGRAPHS_WARMUP and perf_counter() - begin < PHOTOGRAPHS_S:
+        start = perf_counter()
+        pixels = decoded()
+        read = perf_counter()
+        prepared = program.prepare(fit(pixels, rule)[None])
+        ready = perf_counter()
+        program.run(prepared)
+        steps.append((1000 * (read - start), 1000 * (ready - read), 1000 * (perf_counter() - ready)))
+    decode, resize, inference = zip(*(steps[PHOTOGRAPHS_WARMUP:] or steps), strict=True)
+    return EndToEnd(decode_ms=decode, resize_ms=resize, inference_ms=inference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """What a new process finds of an artifact. The runtime's own code is loaded before, and does not count."""
+
+    peak_mb: float | None
+    """what loading it and some inferences add to the process's peak memory, MB of 1e6 bytes; None: it is not told"""
+    cold_ms: float
+    """from the file to the first logits"""
+    warm_ms: float
+    """the same once more"""
+    from_storage: bool
+    """whether the file was out of the page cache before"""
+
+
+def fresh(load: Load, path: Path, threads: int, image: np.ndarray) -> Fresh | None:
+    """Load an artifact in a process of its own. None if that was killed, failed or hung.
+
+    image: RGB (1, H, W, 3) uint8
     """
     context = multiprocessing.get_context("spawn")
     answer, given = context.Pipe(duplex=False)
-    process = context.Process(target=_tell_memory_mb, args=(given, MEMORY_S, load, path, threads, image), daemon=True)
+    process = context.Process(target=_tell, args=(given, FRESH_S, load, path, threads, image), daemon=True)
     with answer:
         process.start()
         given.close()  # the other process alone has it: when that ends, so does the wait
@@ -159,21 +262,66 @@ def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float 
             process.join()
 
 
-def _tell_memory_mb(answer: Connection, limit_s: int, *arguments: Any) -> None:
+def memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
+    """As Fresh.peak_mb; None too if that process was killed, failed or hung."""
+    found = fresh(load, path, threads, image)
+    return None if found is None else found.peak_mb
+
+
+def _tell(answer: Connection, limit_s: int, *arguments: Any) -> None:
     signal.alarm(limit_s)  # ends this process, also if nobody waits for it any more
-    answer.send(_memory_mb(*arguments))
+    answer.send(_fresh(*arguments))
 
 
-def _memory_mb(load: Load, path: Path, threads: int, image: np.ndarray) -> float | None:
+def _fresh(load: Load, path: Path, threads: int, image: np.ndarray) -> Fresh:
     with contextlib.suppress(Exception):  # the runtime's own code is loaded at the first use, if only to refuse a file
         load(path.with_name("no such file"), threads)
+    from_storage = forget(path)
     reset_peak_memory()
     before = peak_memory_mb()
-    program = load(path, threads)
-    for _ in range(MEMORY_INFERENCES):
+    program, cold_ms = _loaded(load, path, threads, image)
+    for _ in range(MEMORY_INFERENCES - 1):
         program(image)
     after = peak_memory_mb()
-    return None if before is None or after is None else after - before
+    del program
+    _, warm_ms = _loaded(load, path, threads, image)
+    peak_mb = None if before is None or after is None else after - before
+    return Fresh(peak_mb=peak_mb, cold_ms=cold_ms, warm_ms=warm_ms, from_storage=from_storage)
+
+
+def _loaded(load: Load, path: Path, threads: int, image: np.ndarray) -> tuple[Program, float]:
+    """An artifact that has answered once, and the milliseconds until then."""
+    start = perf_counter()
+    program = load(path, threads)
+    program(image)
+    return program, 1000 * (perf_counter() - start)
+
+
+def forget(path: Path) -> bool:
+    """Let the system drop a file's content, or that of all files in a folder, from its page cache; whether it has.
+
+    It need not: a file in memory (tmpfs), or one that some program has mapped, stays. No rights are needed for one's
+    own files.
+    """
+    files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    try:
+        for file in files:
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())  # what is not written yet cannot be dropped
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return bool(files) and not any(_cached(file) for file in files if file.stat().st_size)
+    except (OSError, AttributeError):  # not on this system
+        return False
+
+
+def _cached(file: Path) -> bool:
+    """Whether any of a file's pages is in the page cache. Raises OSError, AttributeError where that is not told."""
+    mapped = np.memmap(file, np.uint8, "r")
+    pages = np.zeros(-(-mapped.size // mmap.PAGESIZE), np.uint8)
+    start, found = (ctypes.c_void_p(array.ctypes.data) for array in (mapped, pages))
+    if ctypes.CDLL(None).mincore(start, ctypes.c_size_t(mapped.size), found):
+        raise OSError("the system does not tell")
+    return bool((pages & 1).any())
 
 
 def describe() -> Description:

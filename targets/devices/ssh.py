@@ -58,6 +58,8 @@ PACKAGE = (
     "formats.py",
     "strict.py",
     "latency.py",
+    "picture.py",
+    "resize.py",
     *(file for board in boards().values() for file in board.files),
     "devices/__init__.py",
     "devices/job.py",

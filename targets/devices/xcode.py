@@ -120,6 +120,7 @@ class Xcode:
         """Do the job there. Raises DeviceError; FormatUnavailable if it is only this format that it cannot run."""
         if job.format not in FORMATS:
             raise FormatUnavailable(f"{self.name}: the app has no {job.format}, only {FORMATS[0]}")
+        job = job.without_photo()
         there = f"{JOBS}/{job.id}"
         with tempfile.TemporaryDirectory() as name:
             staged = Path(name) / job.id
