@@ -1,5 +1,6 @@
 """The gate of a target: each candidate is measured on this machine, then on the target's device, then judged."""
 
+import io
 import shutil
 import tempfile
 import uuid
@@ -15,15 +16,19 @@ from timm.models import VisionTransformer
 
 from dap import load_compact
 from pipeline.context import Context, Results
+from pipeline.data.photograph import photograph
 from pipeline.latency_budget import check_asked
 from pipeline.train.evaluate import predictor
 from targets import Target, manifest
 from targets.artifact import Program, RuntimeUnavailable, sha256_of
 from targets.budget import FormatBudget
 from targets.devices.job import (
+    END_TO_END,
     GOLDEN,
     IMAGES,
+    LOADING,
     MEMORY,
+    PHOTO,
     Device,
     DeviceError,
     DeviceResult,
@@ -34,13 +39,16 @@ from targets.devices.job import (
 )
 from targets.devices.measure import logits
 from targets.formats import FORMATS, Precision
-from targets.latency import Protocol, invalid
+from targets.latency import FULL, Protocol, invalid
 from targets.manifest import ArtifactFile, Manifest
+from targets.resize import Resize
 from targets.validate import Check, Measurements, check_golden, held_back, judge, overall, parity, top1
 
 DEVICE_IMAGES = 256
 """validation images that go to a device, evenly spread"""
 EVERY = ""
+LOADS = 3
+"""new processes in which a candidate's loading is timed; a single one where latency is measured for less than FULL"""
 RESULTS = "device"
 """folder of what devices answered, one file an artifact"""
 EXPORTED = "exported.json"
@@ -103,6 +111,8 @@ class Gate:
     """(G, C) logits of the golden images, in PyTorch"""
     on_device: np.ndarray
     """rows of the validation images that go to the device"""
+    photo: bytes
+    """a JPEG file"""
     samples: dict[str, list[float]] = field(default_factory=dict)
     golden_logits: dict[str, np.ndarray] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
@@ -112,9 +122,14 @@ class Gate:
     """what else a repeat might find otherwise"""
 
     @staticmethod
-    def of(context: Context, target: Target, protocol: Protocol, device: Device | None) -> "Gate":
-        """The gate of what stage export has left. Raises ValueError if that does not fit the run."""
-        folder = context.artifacts(target)
+    def of(
+        context: Context, target: Target, protocol: Protocol, device: Device | None, folder: Path | None = None
+    ) -> "Gate":
+        """The gate of what was exported into a folder, else of what stage export has left.
+
+        Raises ValueError if that does not fit the run.
+        """
+        folder = folder or context.artifacts(target)
         exported = manifest.read(folder / EXPORTED)
         if exported.labels != context.dataset.classes:
             raise ValueError(f"{folder / EXPORTED} has other labels than the data set. Export again")
@@ -132,6 +147,7 @@ class Gate:
             golden=[np.asarray(Image.open(folder / entry.file).convert("RGB"))[None] for entry in exported.golden],
             promised=np.array([golden.model for golden in exported.golden], np.float32),
             on_device=np.unique(np.linspace(0, count - 1, DEVICE_IMAGES).astype(np.int64)),
+            photo=photograph(context.dataset.val.images),
         )
 
     def dense(self, name: str) -> tuple[Dense, Results]:
@@ -254,7 +270,8 @@ class Gate:
             checks = [replace(check, reason=reasons.get(check.name) or check.reason) for check in checks]
             if overall(checks) == "not_measured":
                 doubts = {latency.why_invalid for latency in result.latency.values() if latency.why_invalid}
-                self.unsettled += [*result.unmeasured.values(), *sorted(doubts)]
+                limited = [why for what, why in result.unmeasured.items() if what not in (LOADING, END_TO_END)]
+                self.unsettled += [*limited, *sorted(doubts)]
         return {
             **nothing(overall(checks), known.unmeasured),
             "parity": asdict(known.parity) if known.parity else None,
@@ -263,11 +280,24 @@ class Gate:
             "latency_ms": known.latency.to_json() if known.latency else None,
             "latency_dense_ms": known.latency_dense.to_json() if known.latency_dense else None,
             "peak_mb": known.peak_mb,
+            **(self._from_file_to_answer(result) if result is not None and not known.unmeasured else {}),
             "runtime": found.runtime,
             "conditions": {"before": result.before, "after": result.after} if result else None,
             "device": result.device if result else None,
             "budget": budget.limits.stated(),
             "checks": [asdict(check) for check in checks],
+        }
+
+    def _from_file_to_answer(self, result: DeviceResult) -> Results:
+        """What loading takes, and a photograph from end to end, as far as the device tells."""
+        load, whole = result.loading, result.end_to_end
+        with Image.open(io.BytesIO(self.photo)) as image:
+            photo = {"width": image.width, "height": image.height, "bytes": len(self.photo)}
+        return {
+            "load_ms": load.to_json() if load else None,
+            "end_to_end_ms": {**whole.to_json(), "photo": photo} if whole else None,
+            "unmeasured": result.unmeasured,
+            "threads": result.threads,
         }
 
     # what they are made of
@@ -342,7 +372,10 @@ class Gate:
         self.written.append(write_result(result, kept))
         if why := held_back(result.before, result.after):
             timed = {file: invalid(one, why) if one.valid else one for file, one in result.latency.items()}
-            result = replace(result, latency=timed)
+            lacking = {LOADING: why, END_TO_END: why}
+            result = replace(
+                result, latency=timed, loading=None, end_to_end=None, unmeasured={**result.unmeasured, **lacking}
+            )
         for file, latency in result.latency.items():
             role = f"pruned {entry.format} {entry.precision}" if file == entry.file else f"dense {entry.format}"
             if latency.valid and not self.target.why_untimed(result.device):
@@ -357,11 +390,12 @@ class Gate:
             (folder / file).symlink_to((self.folder / file).resolve())
         _write_pictures(folder / GOLDEN, self.golden)
         _write_pictures(folder / IMAGES, _chosen(_one_by_one(self.context.val_batches), self.on_device))
+        (folder / PHOTO).write_bytes(self.photo)
         return Job(
             id=uuid.uuid4().hex,
             format=found.entry.format,
             files=tuple(names),
-            sha256={file: sha256_of(folder / file) for file in (*names, GOLDEN, IMAGES)},
+            sha256={file: sha256_of(folder / file) for file in (*names, GOLDEN, IMAGES, PHOTO)},
             threads=self.target.threads,
             height=self.exported.input.height,
             width=self.exported.input.width,
@@ -370,6 +404,8 @@ class Gate:
             labels=tuple(self.context.dataset.val.labels[self.on_device].tolist()),
             protocol=self.protocol,
             memory=True,
+            loads=LOADS if self.protocol.seconds >= FULL.seconds else 1,
+            resize=Resize.of(self.exported.input.resize),
         )
 
     def _tell(self, what: str, done: int, total: int) -> None:
@@ -386,6 +422,10 @@ def nothing(verdict: str, reason: str | None) -> Results:
         "latency_ms",
         "latency_dense_ms",
         "peak_mb",
+        "load_ms",
+        "end_to_end_ms",
+        "unmeasured",
+        "threads",
         "runtime",
         "conditions",
         "budget",
