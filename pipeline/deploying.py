@@ -1,7 +1,7 @@
 """The stages of one target: export each precision that its budget allows, then ship the smallest that keeps to it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,12 +36,38 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
     What a converter refuses, or where it is missing, is a result of that candidate; the others go on.
     """
     folder = context.artifacts(target)
+    contents, results = export_into(context, target, budgets, folder)
+    if contents is None:
+        first = next(iter(results.values()))
+        kind = RuntimeUnavailable if first["unavailable"] else ValueError
+        raise kind(f"nothing could be exported: {first['error']}")
+    written = [manifest.write(contents, folder / EXPORTED)]
+    for name, _ in contents.checksums():
+        path = folder / name
+        written += [inner for inner in path.rglob("*") if inner.is_file()] if path.is_dir() else [path]
+    return written, results
+
+
+def export_into(
+    context: Context, target: Target, budgets: Budgets, folder: Path, kept: Mapping[str, ArtifactFile] | None = None
+) -> tuple[Manifest | None, Results]:
+    """The candidates and golden images of a target in a folder; what describes them, None if nothing could be made.
+
+    kept: artifacts that lie there already, by name; they are not made again
+    """
     small, dense = load_compact(context.model_folder).eval(), context.dense_model().eval()
     golden = _golden(context, folder, small)
     calibration = _calibration(context, budgets)
     described, results = [], {}
     for role, format, precision in _wanted(budgets):
         path = folder / f"{role}-{precision}{FORMATS[format].suffix}"
+        if entry := (kept or {}).get(path.name):
+            described.append(entry)
+            results[path.name] = {
+                "error": None,
+                **{key: getattr(entry, key) for key in ("role", "format", "precision", "size_bytes", "sha256")},
+            }
+            continue
         context.say(f"  {path.name}")
         info, results[path.name] = _exported(
             context, small if role == "pruned" else dense, role, format, precision, path, calibration, budgets
@@ -49,9 +75,7 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
         if info:
             described.append(_described(info, role, format, precision))
     if not described:
-        first = next(iter(results.values()))
-        kind = RuntimeUnavailable if first["unavailable"] else ValueError
-        raise kind(f"nothing could be exported: {first['error']}")
+        return None, results
     contents = Manifest(
         model=context.run.config.model,
         dataset=context.run.config.dataset,
@@ -64,11 +88,7 @@ def export(context: Context, target: Target, budgets: Budgets) -> Written:
         params_dense=count_params(dense),
         tools=versions(),
     )
-    written = [manifest.write(contents, folder / EXPORTED)]
-    for name, _ in contents.checksums():
-        path = folder / name
-        written += [inner for inner in path.rglob("*") if inner.is_file()] if path.is_dir() else [path]
-    return written, results
+    return contents, results
 
 
 def validate(context: Context, target: Target, budgets: Budgets, protocol: Protocol, device: Device | None) -> Written:

@@ -28,6 +28,7 @@ from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
 from pipeline.report.summary import judged_of, summarise
+from pipeline.runs import Run
 from pipeline.train import checkpoints, runtime
 from pipeline.train.evaluate import predictor
 from targets import TARGETS, strict
@@ -185,6 +186,13 @@ def run_training(context: Context, only: str | None = None) -> None:
         before = {**before, **context.run.files(name)}
 
 
+def check_small_model(run: Run) -> None:
+    """Raises ValueError unless the run has got as far as its small model."""
+    if "top1" not in run.results("finetune"):
+        hint = "METHOD=dense makes none" if run.config.method == "dense" else "Finish `make prune` first"
+        raise ValueError(f"{run.folder} has no small model. {hint}")
+
+
 def run_deploying(
     context: Context,
     name: str,
@@ -205,9 +213,7 @@ def run_deploying(
         raise ValueError(f"TARGET={name} is unknown. Known: {', '.join(TARGETS)}")
     target, run = TARGETS[name], context.run
     budgets = target.budget(budget)  # one that cannot be read should not cost an export first
-    if "top1" not in run.results("finetune"):
-        hint = "METHOD=dense makes none" if run.config.method == "dense" else "Finish `make prune` first"
-        raise ValueError(f"{run.folder} has no small model. {hint}")
+    check_small_model(run)
     try:
         connected = connect(target, device, context.say, next(iter(budgets))) if only in (None, "validate") else None
     except DeviceError as error:
