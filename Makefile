@@ -13,7 +13,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 # Two processes share the test files, in order: much of a test's time is waiting, and what a file needs is made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-VERBS := demo data shards prune profile deploy app hub stage pretrain compare paper-table models \
+VERBS := demo data shards prune profile deploy bench app hub stage pretrain compare paper-table models \
 	bench-step bench-probes bench-loader bench-export bench-batch bench-latency-budget bench-frontier env-size
 .PHONY: help env $(VERBS) test check format lock
 
@@ -44,6 +44,7 @@ shards: ## a data set of files as tars, for DATASET=wds:shards: DATASET=folder:P
 prune: ## fine-tune while pruning: DATASET=folder:PATH SPARSITY=0.75
 profile: ## milliseconds of a block by its width on a device, for LATENCY_MS: TARGET=host
 deploy: ## export and prove it on a device: TARGET=host|mac|ios|android|rpi4|rpi5|web
+bench: ## one table of a run, every format and precision measured: RUN=demo TARGET=host
 app: ## build the demo app with the model that was deployed: TARGET=web (and serve it)|android|ios|rpi4|rpi5
 hub: ## the small model as a folder that timm loads, with a card: RUN=demo (nothing is uploaded)
 stage: ## run one stage of a run alone: STAGE=compact

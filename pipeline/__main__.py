@@ -270,6 +270,23 @@ def deploy(
     raise typer.Exit(sessions.deploy(folder, target, asked))
 
 
+@app.command(epilog=EXIT_CODES)
+def bench(
+    run: Annotated[str | None, typer.Option(help="Name of the run folder.  \\[default: the latest]")] = None,
+    target: Annotated[str, typer.Option(help="host, mac, ios, android, rpi4, rpi5 or web.")] = "host",
+    quick: Annotated[bool, typer.Option("--quick", help="Measure latency for 10 seconds instead of 60.")] = False,
+    device: DeviceOption = None,
+) -> None:
+    """One table of a run: every format and precision for TARGET that this machine can make, measured as deploy does.
+
+    No budget decides; what fails says why, and the others go on. Also as bench.csv and bench.json in the run folder.
+    Exit code 3 if none of them could be run.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
+    raise typer.Exit(sessions.bench(sessions.existing(run), target, quick=quick, device=device))
+
+
 @app.command("app", epilog=EXIT_CODES)
 def open_app(
     target: Annotated[str, typer.Option(help="web, android, ios, rpi4 or rpi5.")] = "web",

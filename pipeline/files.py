@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what writes that were killed have left in a folder that this process holds."""
-    for path in [*folder.rglob(".*.tmp"), *folder.glob("artifacts/*/.*")]:
+    for path in [*folder.rglob(".*.tmp"), *folder.glob("artifacts/*/.*"), *folder.glob("bench/*/.*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -116,6 +116,19 @@ def deploy(folder: Path, target: str, asked: Deployment) -> int:
     return CODES[verdict]
 
 
+def bench(folder: Path, target: str, *, quick: bool, device: str | None) -> int:
+    """Measure all that the target can have of the run, and show the table; returns the exit code."""
+    from pipeline import benchmark
+
+    again = console.make("bench", run=folder.name, target=target, quick=1 if quick else None, device=device)
+    with at_work(folder) as context:
+        rows = benchmark.bench(context, TARGETS[target], QUICK if quick else FULL, device, again)
+        written = benchmark.folder_of(context, TARGETS[target])
+    console.output.print(benchmark.table(rows))
+    console.tell(f"table: {written / 'bench.csv'} {written / 'bench.json'}")
+    return DONE if benchmark.ran(rows) else ENVIRONMENT
+
+
 def latest_or_demo() -> Path:
     """The run worked on last; the demo's, trained now, if there is none."""
     try:
