@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from test_targets_graph import MEAN, STD, vit
 
+from pipeline.data.photograph import photograph
 from targets import executorch, tflite
 from targets.artifact import Program, sha256_of
-from targets.devices.job import GOLDEN, IMAGES, Job, rows_of
+from targets.devices.job import GOLDEN, IMAGES, PHOTO, Job, rows_of
 from targets.devices.measure import logits
 from targets.devices.ssh import _package
 from targets.latency import Protocol
+from targets.resize import Resize
 
 BRIEF = Protocol(name="brief", seconds=0.3, min_samples=20, warmup=2, cooldown_s=0.0)
 LONG = dataclasses.replace(BRIEF, name="long", seconds=30.0)
@@ -51,6 +53,18 @@ def make_job(
         golden=rows_of(found[:2]),
         labels=tuple(found.argmax(1).tolist()),
         protocol=protocol,
+    )
+
+
+def with_photo(job: Job, folder: Path) -> Job:
+    """The job with a photograph, and loading to be timed twice."""
+    (folder / PHOTO).write_bytes(photograph(None))
+    return dataclasses.replace(
+        job,
+        sha256={**job.sha256, PHOTO: sha256_of(folder / PHOTO)},
+        memory=True,
+        loads=2,
+        resize=Resize(shorter_side=SIZE + 2, square=False, interpolation="bicubic", centre_crop=SIZE),
     )
 
 

@@ -13,7 +13,7 @@ from conftest import BRIEF, tiny_config
 from profiles import synthetic
 
 from pipeline import __main__ as cli
-from pipeline import models, presets, profiling, sessions
+from pipeline import benchmark, models, presets, profiling, sessions
 from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step, side_by_side
 from pipeline.model_names import MICRO
 from targets import Target
@@ -123,6 +123,21 @@ def test_a_verb(place, deployed, capsys, image_folder, line, expected):
     text = " ".join((captured.out + captured.err).split())
     assert expected in text
     assert code in ((0, 3) if line.startswith("deploy") else (0,)), text
+
+
+@pytest.mark.slow
+def test_bench(place, deployed, capsys, monkeypatch):
+    monkeypatch.setattr(Target, "offered", property(lambda target: {"tflite": ("fp32",)}))
+    code = ended_with("bench RUN=demo QUICK=1")
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "table: runs/demo/bench/host/bench.csv runs/demo/bench/host/bench.json" in captured.out
+    assert "tflite fp32, dense" in captured.out
+    rows = json.loads((place / "runs" / "demo" / "bench" / "host" / "bench.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["measured"] * 2
+    monkeypatch.setattr(benchmark, "ran", lambda rows: False)
+    assert ended_with("bench RUN=demo QUICK=1") == 3, "nothing has run"
+    assert ended_with("bench RUN=demo TARGET=moon") == 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from targets import executorch, executorch_program, latency, tflite_program
 from targets.artifact import RuntimeUnavailable
 from targets.devices import board_setup, measure
-from targets.devices.job import RESULT, DeviceError, read_result, write_job, write_result
+from targets.devices.job import END_TO_END, RESULT, DeviceError, read_result, write_job, write_result
 
 pytestmark = pytest.mark.slow
 # numpy is there and no interpreter: stands in for a board where nothing has been installed
@@ -90,6 +90,38 @@ def test_a_job_is_done_with_the_pushed_files_alone(start, job):
     assert result.latency["model-fp32.tflite"].samples >= 20
     assert ["images", 6, 6] in [line.get("progress") for line in lines]
     assert not any("error" in line for line in lines)
+
+
+NO_PILLOW = """
+import sys
+sys.modules.update(PIL=None)
+from targets.devices import board
+sys.exit(board.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("pillow", [True, False])
+def test_loading_and_a_photograph_are_timed_with_the_pushed_files_alone(start, runner, job, pillow):
+    whole = board_jobs.with_photo(*job)
+    write_job(whole, job[1])
+    if pillow:
+        status, lines = finish(start(job[1]))
+        assert status == 0, lines
+        assert ["loading", 2, 2] in [line.get("progress") for line in lines]
+    else:
+        found = in_runner(runner, start.home, NO_PILLOW, arguments=[str(job[1])])
+        assert found.returncode == 0, found.stderr
+    result = read_result(job[1] / RESULT, whole)
+    assert result.loading is not None
+    assert len(result.loading.cold_ms) == 2
+    assert result.peak_mb is not None
+    if pillow:
+        assert result.end_to_end is not None
+        assert result.end_to_end.total.samples >= 1
+        assert result.unmeasured == {}
+    else:
+        assert result.end_to_end is None
+        assert "pip install pillow" in result.unmeasured[END_TO_END]
 
 
 def test_what_the_board_is_takes_one_line(start):
@@ -393,10 +425,15 @@ def test_a_monotonic_clock_that_goes_back_makes_the_measurement_invalid(monkeypa
 # ExecuTorch without torch. In a process of its own: the libraries that its Python package loads hold the same kernels.
 
 
-def in_runner(runner: Path, home: Path, script: str, **variables) -> subprocess.CompletedProcess:
+def in_runner(runner: Path, home: Path, script: str, arguments=(), **variables) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HOME": str(home), **variables}
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=runner, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *arguments],
+        cwd=runner,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

@@ -77,6 +77,16 @@ def make_artifact(role: str = "pruned", **changes: Any) -> dict[str, Any]:
         "latency_ms": {"p50": p50, "p90": 1.1 * p50, "mean": p50, "samples": 9, "seconds": 1.0, "valid": True},
         "latency_dense_ms": None if role == "dense" else {"p50": 3.31, "p90": 3.64, "valid": True},
         "peak_mb": 4.5,
+        "load_ms": {"cold": 31.4, "warm": 9.81, "samples": 3, "from_storage": True},
+        "end_to_end_ms": {
+            "p50": 7.65,
+            "valid": True,
+            "decode": 4.32,
+            "resize": 1.95,
+            "inference": 1.41,
+            "photo": {"width": 640, "height": 427, "bytes": 196_653},
+        },
+        "unmeasured": {},
         "runtime": "LiteRT 2.3.0",
         "reason": None,
         "shipped": role == "pruned",
@@ -202,8 +212,24 @@ def test_a_full_report_is_complete_and_self_contained(full: Path) -> None:
     text = " ".join(page.text.split())
     for shown in ("97.2 %", "98.6 %", "−1.4 points", "343 k", "1.58 MB", "1.38 ms", "−58 %", "✓ met", "2 min 1 s"):
         assert shown in text, shown
+    for shown in ("31.4 ms from storage, 3 ×", "9.81 ms", "7.65 ms 640 × 427", "4.32 ms 1.95 ms 1.41 ms"):
+        assert shown in text.split("From the file to the answer")[1], shown
     assert "pruning.gamma" in text
     assert not list(full.rglob("*.tmp"))
+
+
+def test_what_a_device_does_not_tell_of_loading_and_photographs_is_not_measured(tmp_path: Path) -> None:
+    why = "photographs need Pillow: pip install pillow"
+    artifact = make_artifact(load_ms=None, end_to_end_ms=None, unmeasured={"end to end": why})
+    text = " ".join(page_of(write_report(tmp_path, make_report(artifacts=[artifact]), [], {})).text.split())
+    part = text.split("From the file to the answer")[1].split("Artifacts")[0]
+    assert f"host, tflite fp32 1.38 ms{' not measured' * 6} host, tflite fp32, end to end: {why}" in part
+    noisy = {**make_artifact()["end_to_end_ms"], "valid": False}
+    cached = {**make_artifact()["load_ms"], "from_storage": False}
+    report = make_report(artifacts=[make_artifact(load_ms=cached, end_to_end_ms=noisy)])
+    text = " ".join(page_of(write_report(tmp_path, report, [], {})).text.split())
+    assert "file in memory, 3 ×" in text
+    assert "7.65 ms noisy 640 × 427" in text
 
 
 def test_the_same_run_gives_the_same_bytes(full: Path, tmp_path: Path) -> None:

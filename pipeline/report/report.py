@@ -102,6 +102,7 @@ def write_report(
         headline=headline,
         artifact=compare_artifacts(report, headline) if headline else [],
         judged=_judged(report),
+        answered=[artifact for artifact in _pruned(report) if artifact["latency_ms"]],
         devices=_devices(report),
         runtimes=sorted({(a["format"], a["runtime"]) for a in report["artifacts"] if a["runtime"]}),
         pruned=_pruned(report),

@@ -216,7 +216,8 @@ def end_to_end(program: Program, photo: Path, rule: Resize) -> EndToEnd:
         raise NoPhotograph(f"its Pillow does not read {photo.name}: {error or type(error).__name__}") from error
     steps: list[tuple[float, float, float]] = []
     begin = perf_counter()
-    while len(steps) < PHOTOGRAPHS + PHOTOGRAPHS_WARMUP and perf_counter() - begin < PHOTOGRAPHS_S:
+    total = PHOTOGRAPHS + PHOTOGRAPHS_WARMUP
+    while not steps or (len(steps) < total and perf_counter() - begin < PHOTOGRAPHS_S):
         start = perf_counter()
         pixels = decoded()
         read = perf_counter()
