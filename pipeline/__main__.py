@@ -276,6 +276,7 @@ def bench(
     target: Annotated[str, typer.Option(help="host, mac, ios, android, rpi4, rpi5 or web.")] = "host",
     quick: Annotated[bool, typer.Option("--quick", help="Measure latency for 10 seconds instead of 60.")] = False,
     device: DeviceOption = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as this results file.")] = None,
 ) -> None:
     """One table of a run: every format and precision for TARGET that this machine can make, measured as deploy does.
 
@@ -284,7 +285,7 @@ def bench(
     """
     if target not in TARGETS:
         raise ValueError(f"TARGET={target} is unknown. Known: {', '.join(TARGETS)}")
-    raise typer.Exit(sessions.bench(sessions.existing(run), target, quick=quick, device=device))
+    raise typer.Exit(sessions.bench(sessions.existing(run), target, quick=quick, device=device, out=out))
 
 
 @app.command("app", epilog=EXIT_CODES)

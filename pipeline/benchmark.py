@@ -9,7 +9,9 @@ import io
 import os
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from rich.text import Text
 from dap import load_compact
 from pipeline import deploying, files, stages
 from pipeline.context import Context, Results
-from pipeline.errors import EnvironmentLacks, short
+from pipeline.errors import EnvironmentLacks
 from pipeline.gate import EXPORTED, Gate
 from pipeline.report.report import NOT_MEASURED, show
 from pipeline.report.results import versions, write_results
@@ -40,6 +42,8 @@ EVERYTHING = Budget(top1_min=0.0)
 """a limit that nothing misses"""
 MEASURED, IN_PART, FAILED = "measured", "in part", "failed"
 """statuses, beside NOT_MEASURED"""
+WIDTH = 112
+"""characters that the table needs"""
 STYLES = {MEASURED: "green", IN_PART: "yellow", FAILED: "bold red", NOT_MEASURED: "yellow"}
 
 Row = dict[str, Any]
@@ -89,33 +93,41 @@ def ran(rows: list[Row]) -> bool:
 
 
 def table(rows: list[Row]) -> Table:
-    """The table for a terminal; reasons are short there."""
-    found = Table(box=box.ROUNDED, caption="–: not measured", caption_justify="left")
-    found.add_column("artifact", no_wrap=True)
-    found.add_column("status")
-    for heading in ("size", "top-1", "parity", "p50", "p90", "threads", "cold load", "end to end", "memory"):
-        found.add_column(heading, justify="right")
-    for row in rows:
-        told = row["status"] + (f": {short(ValueError(row['reason']))}" if row["reason"] else "")
-        noisy = " noisy" if row["latency_valid"] is False else ""
-        cells = [
-            _shown(row["size_bytes"], "B"),
-            _shown(row["top1"], "%"),
-            _shown(row["parity_db"], "dB"),
-            _shown(row["p50_ms"], "ms", noisy),
-            _shown(row["p90_ms"], "ms", noisy),
-            _shown(row["threads"]),
-            _shown(row["load_cold_ms"], "ms", "" if row["load_from_storage"] else ", cached"),
-            _shown(row["end_to_end_p50_ms"], "ms", " noisy" if row["end_to_end_valid"] is False else ""),
-            _shown(None if row["peak_mb"] is None else 1e6 * row["peak_mb"], "B"),
-        ]
-        name = f"{row['format']} {row['precision']}{', dense' if row['role'] == 'dense' else ''}"
-        found.add_row(Text(name), Text(told, style=STYLES[row["status"]]), *map(Text, cells))
+    """The table for a terminal, WIDTH characters wide; reasons are short there."""
+    notes = "–: not measured   ~: noisy   (...): the file was still in memory"
+    found = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=notes, caption_justify="left")
+    found.add_column("", no_wrap=True)
+    found.add_column("status", min_width=20)
+    for heading in (
+        *("size\nMB", "top-1\n%", "parity\ndB", "p50\nms", "p90\nms", "threads"),
+        *("cold\nload\nms", "photo\nms", "memory\nMB"),
+    ):
+        found.add_column(heading, justify="right", no_wrap=True)
+    for format, group in groupby(rows, lambda row: row["format"]):
+        found.add_section()
+        found.add_row(Text(format, style="bold"))
+        for row in group:
+            told = row["status"] + (f": {shorten(row['reason'], 80, placeholder=' ...')}" if row["reason"] else "")
+            noisy = "" if row["latency_valid"] else "~"
+            cells = [
+                _shown(None if row["size_bytes"] is None else row["size_bytes"] / 1e6),
+                _shown(row["top1"]),
+                _shown(row["parity_db"]),
+                _shown(row["p50_ms"], noisy + "{}"),
+                _shown(row["p90_ms"], noisy + "{}"),
+                _shown(row["threads"]),
+                _shown(row["load_cold_ms"], "{}" if row["load_from_storage"] else "({})"),
+                _shown(row["end_to_end_p50_ms"], "{}" if row["end_to_end_valid"] else "~{}"),
+                _shown(row["peak_mb"]),
+            ]
+            name = row["precision"] + (", dense" if row["role"] == "dense" else "")
+            found.add_row(Text(name), Text(told, style=STYLES[row["status"]]), *map(Text, cells))
     return found
 
 
-def _shown(value: float | None, unit: str = "", remark: str = "") -> str:
-    return "–" if value is None else show(value, unit) + remark
+def _shown(value: float | None, form: str = "{}") -> str:
+    """About three digits, as reports show them."""
+    return "–" if value is None else form.format(show(value, "ms").removesuffix(" ms"))
 
 
 def _written(context: Context, target: Target, command: str, rows: list[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from pipeline import console, hub, presets
 from pipeline.config import RunConfig
 from pipeline.data import names
 from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
-from pipeline.files import locked, sweep
+from pipeline.files import locked, sweep, write_text
 from pipeline.model_names import check_name
 from pipeline.runs import Run, latest
 from targets import TARGETS, strict
@@ -116,15 +116,20 @@ def deploy(folder: Path, target: str, asked: Deployment) -> int:
     return CODES[verdict]
 
 
-def bench(folder: Path, target: str, *, quick: bool, device: str | None) -> int:
-    """Measure all that the target can have of the run, and show the table; returns the exit code."""
+def bench(folder: Path, target: str, *, quick: bool, device: str | None, out: Path | None) -> int:
+    """Measure all that the target can have of the run, and show the table; returns the exit code.
+
+    out: a results file beside those in the run folder
+    """
     from pipeline import benchmark
 
     again = console.make("bench", run=folder.name, target=target, quick=1 if quick else None, device=device)
     with at_work(folder) as context:
         rows = benchmark.bench(context, TARGETS[target], QUICK if quick else FULL, device, again)
         written = benchmark.folder_of(context, TARGETS[target])
-    console.output.print(benchmark.table(rows))
+    if out:
+        write_text(out, (written / "bench.json").read_text())
+    console.output.print(benchmark.table(rows), width=max(console.output.width, benchmark.WIDTH), crop=False)
     console.tell(f"table: {written / 'bench.csv'} {written / 'bench.json'}")
     return DONE if benchmark.ran(rows) else ENVIRONMENT
 
