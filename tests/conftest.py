@@ -31,6 +31,7 @@ from pipeline.report import figures
 from pipeline.runs import Run
 from targets import artifact, coreml, executorch, latency, tflite
 from targets.artifact import ExportInfo
+from targets.devices import measure
 from targets.latency import Protocol
 
 # Models of the tests are too small for more. Threads that wait spin: where other work has the cores, that is ten times
@@ -130,13 +131,14 @@ def at_ease(shared: Path) -> Iterator[None]:
     """For deployments of which neither converters nor this machine's rest is what is tested.
 
     A model that was converted before, with the same settings, is copied. No latency is invalid because other work
-    disturbed it: test_targets_latency.py has what is. And the report's figures, half of a deployment's seconds, are
-    empty ones: test_report.py has full ones, and so has `finished`.
+    disturbed it: test_targets_latency.py has what is. Few photographs go from end to end. And the report's figures,
+    half of a deployment's seconds, are empty ones: test_report.py has full ones, and so has `finished`.
     """
     with pytest.MonkeyPatch.context() as patch:
         for module in (tflite, executorch, coreml):
             patch.setattr(module, "convert", _converted_once(shared / "exports", module.convert))
         patch.setattr(latency, "SPREAD_MAX", math.inf)
+        patch.setattr(measure, "PHOTOGRAPHS", latency.LEAST_PHOTOGRAPHS)
         patch.setattr(figures, "to_svg", lambda figure, name: EMPTY_SVG)
         yield
 
