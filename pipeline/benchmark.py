@@ -168,27 +168,28 @@ def _artifacts(context: Context, target: Target, folder: Path) -> tuple[Manifest
 def _kept(context: Context, target: Target, folder: Path) -> dict[str, ArtifactFile]:
     """What an earlier table, or the deployment, has made of this very model with these very tools, in the folder."""
     kept: dict[str, ArtifactFile] = {}
-    for source in (folder, context.artifacts(target)):
-        for entry in _fitting(context, source):
+    deployed = context.artifacts(target)
+    for path in (folder / EXPORTED, deployed / EXPORTED, deployed / manifest.FILE_NAME):
+        for entry in _fitting(context, path):
             if entry.file not in kept:
-                if source != folder:
-                    _link(source / entry.file, folder / entry.file)
+                if path.parent != folder:
+                    _link(path.parent / entry.file, folder / entry.file)
                 kept[entry.file] = entry
     return kept
 
 
-def _fitting(context: Context, folder: Path) -> tuple[ArtifactFile, ...]:
-    """The artifacts in a folder, if they are whole and of this model: the logits of their golden images tell."""
-    if not (folder / EXPORTED).exists():
+def _fitting(context: Context, path: Path) -> tuple[ArtifactFile, ...]:
+    """What a manifest names, if it is whole and of this model: the logits of its golden images tell."""
+    if not path.exists():
         return ()
     try:
-        found = manifest.read(folder / EXPORTED)
+        found = manifest.read(path)
     except ValueError as error:  # damaged, or half of it deleted: made anew
         context.say(f"  {error}")
         return ()
     if found.labels != context.dataset.classes or found.tools != versions():
         return ()
-    pictures = [np.asarray(Image.open(folder / golden.file).convert("RGB")) for golden in found.golden]
+    pictures = [np.asarray(Image.open(path.parent / golden.file).convert("RGB")) for golden in found.golden]
     model = load_compact(context.model_folder).eval()
     logits_GC = predictor(model, context.view)(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)).numpy()
     promised_GC = np.array([golden.model for golden in found.golden], np.float32)
