@@ -13,7 +13,6 @@ the machine then hits all of them, and their ratio stays meaningful where their 
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -124,7 +123,7 @@ class Loading:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as reports hold it: medians in milliseconds."""
-        medians = {"cold": statistics.median(self.cold_ms), "warm": statistics.median(self.warm_ms)}
+        medians = {"cold": float(np.median(self.cold_ms)), "warm": float(np.median(self.warm_ms))}
         return {**medians, "samples": len(self.cold_ms), "from_storage": self.from_storage}
 
 
@@ -162,7 +161,7 @@ class EndToEnd:
     def to_json(self) -> dict[str, Any]:
         """The summary as reports hold it: `total`, and the medians of its steps, in milliseconds."""
         steps = {"decode": self.decode_ms, "resize": self.resize_ms, "inference": self.inference_ms}
-        return {**self.total.to_json(), **{name: statistics.median(taken) for name, taken in steps.items()}}
+        return {**self.total.to_json(), **{name: float(np.median(taken)) for name, taken in steps.items()}}
 
 
 def measure(callables: Mapping[str, Callable[[], object]], protocol: Protocol) -> dict[str, LatencyResult]:

@@ -13,7 +13,7 @@ from test_deploying import missing, replaced
 
 from pipeline import benchmark
 from pipeline.errors import EnvironmentLacks
-from targets import TARGETS, manifest
+from targets import TARGETS, Target, manifest
 from targets.artifact import Program, sha256_of
 from targets.devices.job import DeviceError
 from targets.formats import FORMATS
@@ -29,25 +29,26 @@ MEASURED = {
 OF_THE_DENSE = {"size_bytes", "top1", "parity_db", "top1_agreement", "p50_ms", "p90_ms", "latency_samples", "threads"}
 
 
-def limit(patch: pytest.MonkeyPatch) -> None:
+def limit(patch: pytest.MonkeyPatch, budget: Path) -> None:
     """Two precisions of TFLite are all that there is."""
+    patch.setattr(Target, "budget_file", property(lambda target: budget))
     known = FORMATS["tflite"].precisions
     replaced(patch, "tflite", precisions={name: known[name] for name in PRECISIONS})
 
 
 @pytest.fixture(scope="module")
-def benched(finished, shared, tmp_path_factory) -> Path:
+def benched(finished, shared, one_format, tmp_path_factory) -> Path:
     """A run that was deployed in fp32, with its table; nobody changes it."""
     folder = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("runs") / "benched"))
     with at_ease(shared), pytest.MonkeyPatch.context() as patch:
-        limit(patch)
+        limit(patch, one_format)
         bench(folder)
     return folder
 
 
 @pytest.fixture
-def copy(benched, shared, monkeypatch, tmp_path):
-    limit(monkeypatch)
+def copy(benched, shared, one_format, monkeypatch, tmp_path):
+    limit(monkeypatch, one_format)
     with at_ease(shared):
         yield Path(shutil.copytree(benched, tmp_path / "benched"))
 

@@ -175,7 +175,7 @@ from targets.devices import board, measure
 from targets.formats import FORMATS
 known = FORMATS["tflite"]
 FORMATS["tflite"] = replace(known, board=replace(known.board, load=load))
-measure.MEMORY_S = 2
+measure.FRESH_S = 2
 if __name__ == "__main__":
     sys.exit(board.main(sys.argv[1:]))
 """
@@ -227,6 +227,9 @@ def test_a_process_that_measures_memory_may_be_killed_or_hang(done_oddly, end):
     assert result.peak_mb is None
     assert result.unmeasured == {"memory": "the process that measures memory ended early: has the memory run out?"}
     assert result.latency["model-fp32.tflite"].samples >= 20
+    result, _ = done_oddly(f"if measuring: {end}", loads=1)
+    assert result.loading is None
+    assert result.unmeasured == {"loading": "the process that measures loading ended early: has the memory run out?"}
 
 
 @pytest.mark.parametrize("error", ["KeyError('serving')", "ValueError('serving')", "AssertionError('serving')"])

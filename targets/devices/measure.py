@@ -72,11 +72,8 @@ def _measured(job: Job, folder: Path, load: Load, emulated: str | None, progress
     found = _in_this_process(job, folder, load, emulated, progress)
     # with the programs gone: what somebody has mapped does not leave the page cache
     if not emulated and (job.memory or job.loads):
-        peak_mb, loading, why = _in_new_processes(job, folder, load, progress)
-        if why:
-            missing = {MEMORY: job.memory and peak_mb is None, LOADING: job.loads and loading is None}
-            found["unmeasured"] |= {name: why for name, lacks in missing.items() if lacks}
-        found |= {"peak_mb": peak_mb, "loading": loading}
+        peak_mb, loading, ended = _in_new_processes(job, folder, load, progress)
+        found |= {"peak_mb": peak_mb, "loading": loading, "unmeasured": {**found["unmeasured"], **ended}}
     return {**found, "before": before, "after": conditions()}
 
 
@@ -129,26 +126,28 @@ def _in_this_process(job: Job, folder: Path, load: Load, emulated: str | None, p
 
 def _in_new_processes(
     job: Job, folder: Path, load: Load, progress: Progress
-) -> tuple[float | None, Loading | None, str | None]:
-    """Peak memory and loading, each only if it is asked for, and why one of them is missing, if that is known."""
+) -> tuple[float | None, Loading | None, dict[str, str]]:
+    """Peak memory and loading, as far as they are asked for, and why they are missing if a process ended early."""
     image = next(job.pictures(folder, GOLDEN), None)
     assert image is not None, "what is measured has a golden picture"
-    found: list[Fresh] = []
+    taken: list[Fresh] = []
     total = max(job.loads, 1)
     for number in range(total):
         progress("loading", number, total)
         if (one := fresh(load, folder / job.files[0], job.threads, image)) is None:
             break
-        found.append(one)
+        taken.append(one)
     progress("loading", total, total)
-    if not found:
-        return None, None, "the process that measures it ended early: has the memory run out?"
+    if not taken:
+        asked = [name for name, wanted in ((MEMORY, job.memory), (LOADING, job.loads)) if wanted]
+        ended = "the process that measures {} ended early: has the memory run out?"
+        return None, None, {name: ended.format(name) for name in asked}
     loading = Loading(
-        cold_ms=tuple(one.cold_ms for one in found),
-        warm_ms=tuple(one.warm_ms for one in found),
-        from_storage=all(one.from_storage for one in found),
+        cold_ms=tuple(one.cold_ms for one in taken),
+        warm_ms=tuple(one.warm_ms for one in taken),
+        from_storage=all(one.from_storage for one in taken),
     )
-    return found[0].peak_mb if job.memory else None, loading if job.loads else None, None
+    return taken[0].peak_mb if job.memory else None, loading if job.loads else None, {}
 
 
 def _started(load: Load, path: Path, threads: int, image: np.ndarray | None) -> Program:
