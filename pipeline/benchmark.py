@@ -78,6 +78,8 @@ def bench(context: Context, target: Target, protocol: Protocol, device: str | No
                 dense_found |= {"latency_ms": times, "device": measured["device"], "threads": measured["threads"]}
             taken.append(_row(target, protocol, of, measured, name))
             _written(context, target, command, [*rows, *taken])
+        if dense_found["latency_ms"] is None:
+            dense_found["reason"] = dense_found["reason"] or "it is timed beside a candidate, and none was timed"
         rows += [*taken, _row(target, protocol, results[dense_name], dense_found, dense_name)]
     return _written(context, target, command, rows)
 

@@ -201,6 +201,7 @@ def test_without_a_device_time_is_not_measured(copy):
     for row in rows[:2]:
         assert (row["status"], row["reason"]) == ("in part", "no rpi5 device has measured it")
         assert numbers(row) == {"size_bytes", "top1", "parity_db", "top1_agreement"}
+    assert (rows[2]["status"], rows[2]["reason"]) == ("in part", "it is timed beside a candidate, and none was timed")
     assert benchmark.ran(rows)
 
 
