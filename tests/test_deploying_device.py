@@ -101,6 +101,11 @@ def test_a_board_that_measures_everything_gives_a_verdict(deploy):
     assert artifact["device"]["device"] == "Raspberry Pi 5 Model B Rev 1.0"
     assert artifact["latency_ms"]["samples"] >= 20
     assert artifact["latency_dense_ms"]["p50"] > artifact["latency_ms"]["p50"] / 5
+    assert artifact["load_ms"]["cold"] > 0
+    assert artifact["load_ms"]["samples"] == 1, "a short protocol has one"
+    assert artifact["end_to_end_ms"]["p50"] >= artifact["end_to_end_ms"]["decode"] > 0
+    photo = artifact["end_to_end_ms"]["photo"]
+    assert (photo["width"], photo["height"]) == (640, 427), "these images are no JPEGs"
     assert artifact["images"] == len(board.jobs[0].labels) > 0
     assert artifact["conditions"].keys() == {"before", "after"}
     assert "Raspberry Pi 5" in (deploy.folder / "report.html").read_text()
@@ -132,6 +137,7 @@ def test_emulated_time_is_no_time(deploy):
     assert verdict == "not_measured"
     assert verdicts(artifact)["latency_p90_ms_max"] == "not_measured"
     assert (artifact["latency_ms"], artifact["latency_dense_ms"], artifact["peak_mb"]) == (None, None, None)
+    assert (artifact["load_ms"], artifact["end_to_end_ms"]) == (None, None)
     assert measured_of(deploy)["latency_ms"] is None
     assert "qemu-aarch64 emulates this device" in artifact["reason"]
     deploy(Board(emulated, {**PI_5, "emulated": "qemu-aarch64"}))
@@ -253,6 +259,8 @@ def test_the_time_of_a_board_that_was_held_back_is_not_valid(deploy, before, aft
         return replace(result, before={"throttled": before}, after={"throttled": after})
 
     verdict, artifact = deploy(Board(held))
+    assert (artifact["load_ms"], artifact["end_to_end_ms"]) == (None, None)
+    assert reason in artifact["unmeasured"]["loading"] == artifact["unmeasured"]["end to end"]
     assert verdict == "not_measured"
     check = next(check for check in artifact["checks"] if check["name"] == "latency_p90_ms_max")
     assert (check["value"], check["verdict"]) == (None, "not_measured")
