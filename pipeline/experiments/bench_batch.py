@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ai_edge_litert import schema_py_generated as schema
 
 from pipeline.experiments import bench_export
 from pipeline.experiments.bench_export import THREADS
@@ -92,6 +91,8 @@ def _before(path: Path, graph: bytes, precision: str) -> tuple[None, tuple[str, 
 
 def _counted(content: bytes) -> tuple[int, int]:
     """Operations in a file, and the tensors they make whose leading dimension is not 1."""
+    from ai_edge_litert import schema_py_generated as schema
+
     graph = schema.Model.GetRootAs(content).Subgraphs(0)
     made = [int(i) for n in range(graph.OperatorsLength()) for i in graph.Operators(n).OutputsAsNumpy()]
     other = [i for i in made if graph.Tensors(i).ShapeLength() and graph.Tensors(i).Shape(0) != 1]
