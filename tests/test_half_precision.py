@@ -138,9 +138,9 @@ def test_norms_of_real_activations_in_half_precision(make: Any, size: int) -> No
 @pytest.mark.parametrize(("make", "size"), REAL)
 def test_a_whole_real_model_in_half_precision(make: Any, size: int) -> None:
     """Behind the patch embedding, which needs pixels of another range for float16."""
-    model, images = make(), photographs(size)
-    want = torch.cat([rewrite(model, MEAN, STD, TFLITE)(image) for image in images]).double()
-    graph = rewrite(model, MEAN, STD, TFLITE).half()
+    images, graph = photographs(size), rewrite(make(), MEAN, STD, TFLITE)
+    want = torch.cat([graph(image) for image in images]).double()
+    graph.half()
     graph.patches.float().register_forward_hook(lambda _, __, patches: patches.half())
     found = torch.cat([graph(image) for image in images]).double()
     assert snr_db(want.numpy(), found.numpy()) >= 40
