@@ -78,8 +78,8 @@ def dense(context: Context) -> Written:
     if context.run.config.dense is None:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
-    epoch = context.train("dense", model)
-    kept, results = context.accuracy(model, "dense", "_dense")
+    epoch, val = context.train("dense", model)
+    kept, results = context.accuracy(model, "dense", "_dense", val)
     return [*save_model(model, context.checkpoints / "dense"), *kept], {**results, "epoch_dense": epoch}
 
 
@@ -129,8 +129,8 @@ def _compensate(context: Context, small: VisionTransformer, whole: VisionTransfo
 def finetune(context: Context) -> Written:
     """Train the small model on, if the method does that."""
     model = load_compact(context.checkpoints / "compact")
-    epoch = context.train("finetune", model) if context.run.config.finetune else None
-    kept, results = context.accuracy(model, "small")
+    epoch, val = context.train("finetune", model) if context.run.config.finetune else (None, None)
+    kept, results = context.accuracy(model, "small", val=val)
     results |= {"epoch_finetune": epoch, **_size(model)}
     return [*save_model(model, context.model_folder), *kept], results
 
