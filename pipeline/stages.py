@@ -22,8 +22,9 @@ from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment, overview
 from pipeline.data.view import View
-from pipeline.deploying import export, validate
+from pipeline.deploying import validate
 from pipeline.errors import EnvironmentLacks
+from pipeline.exporting import export
 from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
