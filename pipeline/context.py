@@ -143,7 +143,7 @@ class Context:
     def train(
         self, stage: str, model: VisionTransformer, pruner: Method | None = None
     ) -> tuple[int, Predictions | None]:
-        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch.
+        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log.
 
         Returns the epoch that is kept, and what the model of it makes of the validation split, if that is known.
         """
@@ -159,7 +159,7 @@ class Context:
             self.progress,
             self.say,
             epoch=len(batches),
-            evaluation=plan.EVALUATING * val_images / train_images,
+            evaluation=plan.EVALUATING * val_images / train_images / config.evaluate_every,
             ahead=sum(ahead) / plan.work(self.run, stage),
         )
         if batches.batch_size < config.batch_size:
