@@ -83,8 +83,9 @@ def demo(
     """The whole product on the embedded default: prune the digits model to a quarter, export, prove it."""
     config = dataclasses.replace(presets.digits(0.75), seed=seed)
     folder = sessions.folder_of(run or "demo")
-    sessions.train(folder, config)
-    code = sessions.deploy(folder, "host", sessions.Deployment(quick=True))
+    with sessions.converters_ready(folder, "host"):
+        sessions.train(folder, config)
+        code = sessions.deploy(folder, "host", sessions.Deployment(quick=True))
     if out:
         from pipeline.report.results import write_results
 

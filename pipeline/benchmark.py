@@ -22,10 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dap import load_compact
-from pipeline import deploying, files, stages
+from pipeline import exporting, files, stages
 from pipeline.context import Context, Results
 from pipeline.errors import EnvironmentLacks
-from pipeline.gate import EXPORTED, Gate
+from pipeline.exporting import EXPORTED
+from pipeline.gate import Gate
 from pipeline.report.report import NOT_MEASURED, show
 from pipeline.report.results import versions, write_results
 from pipeline.train.evaluate import predictor
@@ -159,7 +160,7 @@ def _artifacts(context: Context, target: Target, folder: Path) -> tuple[Manifest
         # files that are labelled carry the budget that a deployment would hold them against
         limits = stated[format].limits if format in stated else EVERYTHING
         budgets = {format: replace(_limits(target, format), limits=limits)}
-        contents, of = deploying.export_into(context, target, budgets, folder, kept)
+        contents, of = exporting.export_into(context, target, budgets, folder, kept)
         results |= of
         if contents:
             made = replace(contents, files=(*(made.files if made else ()), *contents.files))

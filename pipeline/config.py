@@ -51,6 +51,8 @@ class TrainConfig:
     """every class is seen as often as any other: images of rare ones more often, of frequent ones not in every epoch"""
     early_stop: int | None = None
     """end after so many epochs without a better one; None: never. Not while pruning, which needs its schedule"""
+    evaluate_every: int = 1
+    """epochs from one look at the validation split to the next; after the last there is one in any case"""
     compile: bool = False
     """train what torch.compile makes of the model"""
     clip_grad: float = 1.0
@@ -69,7 +71,7 @@ class TrainConfig:
             raise ValueError(f"batch_size={self.batch_size} must be even: mixup and cutmix mix two images each")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr} must be above 0")
-        for name in ("epochs_for", "lr_batch", "early_stop"):
+        for name in ("epochs_for", "lr_batch", "early_stop", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be 1 or more")
@@ -77,6 +79,10 @@ class TrainConfig:
             raise ValueError(f"cpu_share={self.cpu_share} must be a share above 0")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule={self.schedule!r} is unknown. Known: cosine, constant")
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the validation split is looked at after this epoch, counted from 1."""
+        return epoch % self.evaluate_every == 0 or epoch == self.epochs
 
     def lr_at(self, images: int) -> float:
         """Peak learning rate with so many images a step.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.models import VisionTransformer
+from torch import nn
 
 from dap import Method, load_compact, save_compact
 from pipeline import models, plan
@@ -139,10 +140,12 @@ class Context:
         """How each of the stages that train does, in order, with the epochs that the run's plan gives it."""
         return plan.settled(self.run)
 
-    def train(self, stage: str, model: VisionTransformer, pruner: Method | None = None) -> int:
-        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log every epoch.
+    def train(
+        self, stage: str, model: VisionTransformer, pruner: Method | None = None
+    ) -> tuple[int, Predictions | None]:
+        """Train `model` in place, from the stage's checkpoint if there is one; accuracy goes to the log.
 
-        Returns the epoch that is kept.
+        Returns the epoch that is kept, and what the model of it makes of the validation split, if that is known.
         """
         config = self.stages[stage]
         models.set_drop_path(model, config.drop_path)
@@ -156,7 +159,7 @@ class Context:
             self.progress,
             self.say,
             epoch=len(batches),
-            evaluation=plan.EVALUATING * val_images / train_images,
+            evaluation=plan.EVALUATING * val_images / train_images / config.evaluate_every,
             ahead=sum(ahead) / plan.work(self.run, stage),
         )
         if batches.batch_size < config.batch_size:
@@ -164,7 +167,13 @@ class Context:
             self.say(
                 f"  BATCH_SIZE={config.batch_size} is too large for {count} images: {batches.batch_size} are taken"
             )
-        return train(
+        evaluated: list[Predictions] = []
+
+        def evaluate(current: nn.Module) -> Predictions:
+            evaluated.append(predictions(predictor(current, self.view), self.val_batches))
+            return evaluated[-1]
+
+        epoch = train(
             model,
             batches,
             config,
@@ -177,23 +186,27 @@ class Context:
             pruner=pruner,
             teacher=None if stage == "dense" else self.teacher(),
             logits_alone=self.run.config.teach == "logits",
-            evaluate=lambda current: predictions(predictor(current, self.view), self.val_batches),
+            evaluate=evaluate,
             progress=clock,
             say=self.say,
         )
+        # not known if an earlier epoch's weights are kept, or if the checkpoint of the end was all that was read
+        return epoch, evaluated[-1] if evaluated and epoch == config.epochs else None
 
     def predictions(self, model: VisionTransformer) -> Predictions:
         """What a model makes of the split that accuracy is reported on."""
         return model_predictions(model, self.view, self.reported_batches)
 
-    def accuracy(self, model: VisionTransformer, name: str, suffix: str = "") -> Written:
+    def accuracy(
+        self, model: VisionTransformer, name: str, suffix: str = "", val: Predictions | None = None
+    ) -> Written:
         """A trained model's accuracy; what it makes of the split that is reported on is kept for the report.
 
-        name: one of evidence.MODELS;  suffix: of the results' names
+        name: one of evidence.MODELS;  suffix: of the results' names;  val: what it makes of that split, if known
         Results: top1, balanced_accuracy, and top1_val, which without a test split is top1.
         """
-        found = self.predictions(model)
-        val = found if self.dataset.test is None else model_predictions(model, self.view, self.val_batches)
+        val = val or model_predictions(model, self.view, self.val_batches)
+        found = val if self.dataset.test is None else self.predictions(model)
         measured = {f"top1{suffix}": found.top1, f"balanced_accuracy{suffix}": found.balanced}
         return [self.keep(name, found)], {**measured, f"top1{suffix}_val": val.top1}
 

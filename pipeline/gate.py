@@ -3,6 +3,7 @@
 import io
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from timm.models import VisionTransformer
 from dap import load_compact
 from pipeline.context import Context, Results
 from pipeline.data.photograph import photograph
+from pipeline.exporting import EXPORTED
 from pipeline.latency_budget import check_asked
 from pipeline.train.evaluate import predictor
 from targets import Target, manifest
@@ -51,8 +53,6 @@ LOADS = 3
 """new processes in which a candidate's loading is timed; a single one where latency is measured for less than FULL"""
 RESULTS = "device"
 """folder of what devices answered, one file an artifact"""
-EXPORTED = "exported.json"
-"""manifest of everything that was exported; manifest.json names what is shipped"""
 
 
 class Broken(Exception):
@@ -113,6 +113,8 @@ class Gate:
     """rows of the validation images that go to the device"""
     photo: bytes
     """a JPEG file"""
+    torch_s: float
+    """seconds that PyTorch took for the logits of both models"""
     samples: dict[str, list[float]] = field(default_factory=dict)
     golden_logits: dict[str, np.ndarray] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
@@ -135,6 +137,9 @@ class Gate:
             raise ValueError(f"{folder / EXPORTED} has other labels than the data set. Export again")
         shutil.rmtree(folder / RESULTS, ignore_errors=True)
         count = len(context.dataset.val.labels)
+        started = time.monotonic()
+        small_logits = _model_logits(context, load_compact(context.model_folder))
+        dense_logits = _model_logits(context, context.dense_model())
         return Gate(
             context=context,
             target=target,
@@ -142,8 +147,9 @@ class Gate:
             device=device,
             folder=folder,
             exported=exported,
-            small_logits=_model_logits(context, load_compact(context.model_folder)),
-            dense_logits=_model_logits(context, context.dense_model()),
+            small_logits=small_logits,
+            dense_logits=dense_logits,
+            torch_s=time.monotonic() - started,
             golden=[np.asarray(Image.open(folder / entry.file).convert("RGB"))[None] for entry in exported.golden],
             promised=np.array([golden.model for golden in exported.golden], np.float32),
             on_device=np.unique(np.linspace(0, count - 1, DEVICE_IMAGES).astype(np.int64)),

@@ -15,7 +15,7 @@ from pipeline.model_names import DINO_SMALL, MICRO
 
 def digits(sparsity: float) -> RunConfig:
     """The embedded default: minutes on two CPU cores. The dense reference trains as long as pruning and fine-tuning."""
-    recipe: dict[str, Any] = dict(batch_size=16, lr=1e-3, lr_batch=16, checkpoint_seconds=15.0)
+    recipe: dict[str, Any] = dict(batch_size=16, lr=1e-3, lr_batch=16, evaluate_every=2, checkpoint_seconds=15.0)
     return RunConfig(
         dataset="digits",
         model=MICRO,

@@ -13,13 +13,16 @@ from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
 from pipeline.files import locked, sweep, write_text
 from pipeline.model_names import check_name
 from pipeline.runs import Run, latest
-from targets import TARGETS, strict
+from targets import TARGETS, artifact, manifest, strict
+from targets.formats import FORMATS
 from targets.latency import FULL, QUICK
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: what is wrong with an option shows before
     from pipeline.context import Context
 
 RUNS = Path("runs")
+TRAINING_MB = 2000.0
+"""memory of a training on small images, MB of 1e6 bytes"""
 CODES = {"pass": DONE, "fail": BUDGET_MISSED, "not_measured": ENVIRONMENT}
 
 
@@ -66,6 +69,24 @@ def train(folder: Path, config: RunConfig) -> None:
             console.show(table)
         stages.run_training(context)
         stages.report(context)
+
+
+@contextlib.contextmanager
+def converters_ready(folder: Path, target: str) -> Iterator[None]:
+    """Let the converters get ready meanwhile that a deployment for the target will need, unless the run has had one.
+
+    To load them takes a processor for half a minute, which training has to spare. Then they wait, in memory: where
+    there is little of it, they are loaded when they are needed.
+    """
+    formats, free_mb = TARGETS[target].budget(), artifact.available_memory_mb()
+    deployed = (folder / "artifacts" / target / manifest.FILE_NAME).exists()
+    if not deployed and (free_mb is None or free_mb > TRAINING_MB + artifact.CONVERTER_MB * len(formats)):
+        for name in formats:
+            artifact.begin(FORMATS[name].converter)
+    try:
+        yield
+    finally:
+        artifact.end_converters()
 
 
 WITH_DEVICE = {

@@ -22,8 +22,9 @@ from pipeline.config import OWN
 from pipeline.context import Context, Results, Written, save_model
 from pipeline.data import augment, overview
 from pipeline.data.view import View
-from pipeline.deploying import export, validate
+from pipeline.deploying import validate
 from pipeline.errors import EnvironmentLacks
+from pipeline.exporting import export
 from pipeline.methods import GATED, build
 from pipeline.report.report import overall_verdict, write_report
 from pipeline.report.results import versions
@@ -78,8 +79,8 @@ def dense(context: Context) -> Written:
     if context.run.config.dense is None:
         return [], {"top1_dense": None}
     model = load_compact(context.checkpoints / "prepared")
-    epoch = context.train("dense", model)
-    kept, results = context.accuracy(model, "dense", "_dense")
+    epoch, val = context.train("dense", model)
+    kept, results = context.accuracy(model, "dense", "_dense", val)
     return [*save_model(model, context.checkpoints / "dense"), *kept], {**results, "epoch_dense": epoch}
 
 
@@ -129,8 +130,8 @@ def _compensate(context: Context, small: VisionTransformer, whole: VisionTransfo
 def finetune(context: Context) -> Written:
     """Train the small model on, if the method does that."""
     model = load_compact(context.checkpoints / "compact")
-    epoch = context.train("finetune", model) if context.run.config.finetune else None
-    kept, results = context.accuracy(model, "small")
+    epoch, val = context.train("finetune", model) if context.run.config.finetune else (None, None)
+    kept, results = context.accuracy(model, "small", val=val)
     results |= {"epoch_finetune": epoch, **_size(model)}
     return [*save_model(model, context.model_folder), *kept], results
 

@@ -7,17 +7,25 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
+
+CONVERTER_MB = 1500.0
+"""memory of a converter that converts a small model, MB of 1e6 bytes"""
+LOW_PRIORITY = 15
+"""niceness of what gets ready beside work that is waited for"""
 
 
 class RuntimeUnavailable(Exception):
@@ -103,7 +111,9 @@ def convert(
     function: of a module's top level; returns the number of delegates and the operations outside them
     noise:    pattern of the lines that the converter writes to stderr whatever happens; anything else goes through
     A converter brings much along (JAX, its threads, compilers): they make it unsafe for the caller to fork data loaders
-    afterwards, and hold half a gigabyte that is given back this way. Exports of one format share their process.
+    afterwards, and hold half a gigabyte that is given back this way. Exports of one format share their process; those
+    of several may be made at the same time, each from a thread of its own. What a converter writes to stderr is given
+    on with the artifact's name.
     Raises ValueError as `function` does, RuntimeUnavailable if the process was killed.
     """
     path = Path(path).absolute()  # the process may have been started in another folder
@@ -115,6 +125,11 @@ def convert(
         except BrokenProcessPool as error:
             _process.cache_clear()
             raise RuntimeUnavailable(f"the converter to {path.name} was killed; has the memory run out?") from error
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: without this it would go on, and the interpreter's end would wait for it
+            end_converters()
+            raise
         if not partial_path.exists():
             raise RuntimeUnavailable(f"the converter left no {path.name}; is the disk full?")
         digest, size_bytes = sha256_of(partial_path), size_of(partial_path)
@@ -129,18 +144,69 @@ def convert(
     )
 
 
+def begin(module: str) -> None:
+    """Let the converter of a module of targets get ready: its process starts, and runs the module's `warm_up`.
+
+    Returns at once. What goes wrong there goes wrong in the first export as well, and is told then.
+    """
+    _process(module).submit(_get_ready, module)
+
+
 @cache
 def _process(module: str) -> ProcessPoolExecutor:
-    # Ctrl-C ends the converter at once and silently; what it was doing is worth nothing half done.
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=default)
+    context = multiprocessing.get_context("spawn")
+    process = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
+    _processes.add(process)
+    return process
+
+
+_processes: WeakSet[ProcessPoolExecutor] = WeakSet()
+"""those that may be at work"""
+
+
+def end_converters() -> None:
+    """End all converters' processes at once: what they are doing is worth nothing half done.
+
+    To let an idle one go by itself takes seconds, all that it has loaded being put away.
+    """
+    for process in list(_processes):
+        for worker in list((process._processes or {}).values()):  # Python 3.14 has kill_workers
+            worker.kill()
+    _process.cache_clear()
+
+
+def _get_ready(module: str) -> None:
+    """Runs in the converter's process."""
+
+    def warm_up() -> None:
+        if sys.platform == "linux":  # where this is of the thread alone
+            os.nice(LOW_PRIORITY)
+        import_module(module).warm_up()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(warm_up).result()
+
+
+def _begin(parent: int) -> None:
+    """What a converter's process does first. parent: its process number"""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and silently
+    # The system's default again: locks that packages make so leave no names behind when the process is killed.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, however that was: it would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _call(
     function: Callable[..., tuple[int | None, Sequence[str]]], path: Path, arguments: tuple[Any, ...], noise: str
 ) -> tuple[int | None, tuple[str, ...], float | None]:
     reset_peak_memory()
-    with without_noise(noise):
+    with without_noise(noise, f"{path.name}: "):
         delegates, outside = function(path, *arguments)
     return delegates, tuple(outside), peak_memory_mb()
 
@@ -159,9 +225,19 @@ def peak_memory_mb() -> float | None:
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)
 
 
+def available_memory_mb() -> float | None:
+    """Memory that new processes may take without others' being put aside, MB of 1e6 bytes; None as above."""
+    system = Path("/proc/meminfo")
+    lines = system.read_text().splitlines() if system.exists() else []
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("MemAvailable")), None)
+
+
 @contextmanager
-def without_noise(pattern: str) -> Iterator[None]:
-    """Hold back what is written to file descriptor 2, and give on all lines but those that match the pattern."""
+def without_noise(pattern: str, prefix: str = "") -> Iterator[None]:
+    """Hold back what is written to file descriptor 2, and give on all lines but those that match the pattern.
+
+    prefix: of every such line
+    """
     noise = re.compile(pattern)
     sys.stderr.flush()
     saved = os.dup(2)
@@ -175,4 +251,5 @@ def without_noise(pattern: str) -> Iterator[None]:
             os.close(saved)
             held.seek(0)
             lines = held.read().splitlines(keepends=True)
-            os.write(2, b"".join(line for line in lines if not noise.search(line.decode(errors="replace"))))
+            kept = [line for line in lines if not noise.search(line.decode(errors="replace"))]
+            os.write(2, b"".join(prefix.encode() + line for line in kept))

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from targets import coreml_labels, mil
-from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert
+from targets.artifact import ExportInfo, Program, RuntimeUnavailable, convert, without_noise
 from targets.formats import FORMATS
 from targets.graph import COREML
 from targets.rewrite import rewrite
@@ -78,6 +78,12 @@ def export(
     graph = rewrite(model, mean, std, COREML)
     noise = mil.NOISE + mil.NOISE_WITHOUT_CORE_ML
     return convert(_convert, path, graph, graph.example(), precision, tuple(labels), dict(about or {}), noise=noise)
+
+
+def warm_up() -> None:
+    """Load the converter. Runs in its process."""
+    with without_noise(mil.NOISE + mil.NOISE_WITHOUT_CORE_ML):
+        mil.coremltools()
 
 
 def load(path: Path, threads: int) -> Program:

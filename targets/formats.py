@@ -110,6 +110,8 @@ class Format:
     suffix: str
     precisions: dict[str, Precision]
     """what `export` makes, smallest file first; the last one is what a model comes in without compression"""
+    converter: str
+    """module whose process `export` works in (see artifact.begin)"""
     export: Export
     load: Load
     """what runs a file on the machine that exports"""
@@ -170,6 +172,7 @@ _TFLITE = Format(
         "fp16": REDUCED,
         "fp32": FULL,
     },
+    converter="targets.tflite",
     export=_later("targets.tflite", "export"),
     load=tflite_program.load,
     minimum_runtime=_later("targets.tflite", "minimum_runtime"),
@@ -191,6 +194,7 @@ _EXECUTORCH = Format(
     # Not fp16: XNNPACK's partitioner takes neither GELU nor a change of dtype there. DeiT-tiny falls apart into 13
     # delegates with 14 operations outside, and an inference takes twice as long as in fp32 (x86-64, one thread).
     precisions={"int8-dynamic": REDUCED, "int8-static": CALIBRATED, "fp32": FULL},
+    converter="targets.executorch",
     export=_later("targets.executorch", "export"),
     load=_later("targets.executorch", "load"),
     minimum_runtime=_later("targets.executorch", "minimum_runtime"),
@@ -219,6 +223,7 @@ _COREML = Format(
     name="coreml",
     suffix=".mlpackage",
     precisions={"palette6": REDUCED, "int8-weights": REDUCED, "fp16": REDUCED, "fp32": FULL},
+    converter="targets.coreml",
     export=_later("targets.coreml", "export"),
     load=_later("targets.coreml", "load"),
     minimum_runtime=_later("targets.coreml", "minimum_runtime"),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from targets.artifact import ExportInfo, RuntimeUnavailable, convert
+from targets.artifact import ExportInfo, RuntimeUnavailable, convert, without_noise
 from targets.formats import FORMATS
 from targets.graph import TFLITE
 from targets.rewrite import rewrite
@@ -54,6 +54,24 @@ def export(
     pickled = io.BytesIO()
     torch.save(graph, pickled)
     return convert(_convert, path, pickled.getvalue(), precision, calibration, noise=NOISE)
+
+
+class _Least(nn.Linear):
+    """The smallest module that can be converted."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def example(self) -> torch.Tensor:
+        return torch.zeros(1, 1)
+
+
+def warm_up() -> None:
+    """Load the converter and what it loads at its first use. Runs in the converter's process."""
+    pickled = io.BytesIO()
+    torch.save(_Least().eval(), pickled)
+    with without_noise(NOISE):
+        _float_model(pickled.getvalue())
 
 
 def minimum_runtime(path: Path) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from conftest import BRIEF, at_ease, context_of, tiny_config
 from PIL import Image
 
-from pipeline import apps, deploying, files, stages
+from pipeline import apps, exporting, files, stages
 from pipeline.data import datasets
 from pipeline.errors import EnvironmentLacks
 from targets import TARGETS, manifest
@@ -87,6 +87,10 @@ def test_the_smallest_that_passes_is_shipped_and_the_others_say_why_not(deploy):
     assert [(p, a["shipped"], a["verdict"]) for p, a in found.items()] == [
         ("int8-weights", True, "pass"), ("fp16", False, "not_measured"), ("fp32", False, "not_measured")]  # fmt: skip
     assert found["fp32"]["reason"] == "not tried: int8-weights is smaller and passes"
+    assert [a["file"] is None for a in found.values()] == [False, True, True]
+    assert [a["size_bytes"] is None for a in found.values()] == [False, True, True]
+    assert sorted(path.name for path in (deploy.folder / "artifacts" / "host").glob("*.tflite")) == [
+        "dense-fp32.tflite", "pruned-int8-weights.tflite"], "what nobody looks at is not made"  # fmt: skip
     shipped = manifest.read(deploy.folder / "artifacts" / "host" / manifest.FILE_NAME)
     assert [(f.precision, f.role) for f in shipped.files] == [("int8-weights", "pruned"), ("fp32", "dense")]
     assert shipped.files[0].measured["verdict"] == "pass"
@@ -106,6 +110,18 @@ def test_one_that_fails_gives_way_to_the_next_and_keeps_its_figures(deploy):
     assert failed["top1"] is not None
     assert failed["latency_ms"] is None, "one that has failed already is not timed"
     assert failed["reason"] == "it has failed already"
+    made = found["fp16"]
+    assert (made["size_bytes"], made["export_seconds"] > 0) == ((deploy.folder / made["file"]).stat().st_size, True)
+    assert files.digest(deploy.folder / made["file"]) == made["sha256"]
+    verdict, said = deploy("parity_psnr_db_min_reduced = 72\n[tflite]\nprecisions = ['int8-weights', 'fp16', 'fp32']")
+    assert (verdict, said) == ("pass", ["export host: finished before", "validate host: finished before"])
+
+
+def test_an_artifact_of_another_model_is_not_left_beside_the_new_ones(deploy):
+    stale = deploy.folder / "artifacts" / "host" / "pruned-fp16.tflite"
+    stale.write_bytes(b"of another model")
+    assert deploy("size_mb_max = 9\n[tflite]\nprecisions = ['int8-weights', 'fp16']")[0] == "pass"
+    assert not stale.exists()
 
 
 def test_nothing_is_shipped_if_nothing_passes(deploy):
@@ -121,7 +137,10 @@ def test_all_three_formats_on_this_machine_under_its_own_budget(run_copy):
     stages.run_deploying(context, "host", protocol=BRIEF)
     artifacts = report_of(run_copy)["artifacts"]
     assert {a["format"] for a in artifacts} == {"tflite", "executorch", "coreml"}
-    for a in artifacts:
+    untried = [a for a in artifacts if (a["reason"] or "").startswith("not tried: ")]
+    assert {a["precision"] for a in untried} == {"int8-weights", "fp16", "fp32"}
+    assert all((a["file"], a["size_bytes"], a["sha256"]) == (None, None, None) for a in untried)
+    for a in (a for a in artifacts if a not in untried):
         assert a["size_bytes"] > 0, a["file"]
         assert a["export_seconds"] > 0, a["file"]
         path = run_copy / a["file"]
@@ -382,7 +401,7 @@ def test_a_full_disk_is_no_result_of_a_candidate(deploy, monkeypatch):
 def test_a_model_without_finite_logits_is_refused_before_anything_is_exported(deploy, monkeypatch):
     shutil.rmtree(deploy.folder / "artifacts")
     monkeypatch.setattr(
-        deploying, "predictor", lambda model, view: lambda images: torch.full((len(images), 3), torch.nan)
+        exporting, "predictor", lambda model, view: lambda images: torch.full((len(images), 3), torch.nan)
     )
     replaced(monkeypatch, "tflite", export=missing)
     with pytest.raises(ValueError, match="computes no finite numbers: its training has diverged"):

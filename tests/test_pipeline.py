@@ -19,6 +19,7 @@ from conftest import BRIEF, at_ease, context_of, tiny_config
 from PIL import Image
 
 from dap import count_params, load_compact
+from pipeline import context as context_module
 from pipeline import files, models, presets, stages
 from pipeline.errors import Interrupted
 from pipeline.report import evidence
@@ -63,6 +64,28 @@ def test_the_report_has_every_field_of_the_contract(finished):
         assert artifact["parity"]["psnr_db"] > 60
         assert {"p50", "p90", "mean", "samples", "seconds", "valid"} <= artifact["latency_ms"].keys()
         assert artifact["top1"] > 50
+
+
+def test_what_the_last_epoch_has_found_is_not_computed_again(image_folder, tmp_path, monkeypatch):
+    """Unless it is not known: what was interrupted between its last step and its end has the same accuracy."""
+    context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
+    stages.run_training(context, only="prepare")
+    counted = []
+    for name in ("predictions", "model_predictions"):
+        function = getattr(context_module, name)
+        monkeypatch.setattr(
+            context_module, name, lambda *given, name=name, function=function: counted.append(name) or function(*given)
+        )
+    stages.run_training(context, only="dense")
+    assert counted == ["predictions"]
+    found = context.run.results("dense")
+    assert [line["top1"] for line in context.run.log.read() if "top1" in line] == [found["top1_dense"]]
+    (kept,) = (name for name in context.run.files("dense") if name.startswith("predictions/"))
+    digest = files.digest(tmp_path / "run" / kept)
+    (tmp_path / "run" / kept).unlink()
+    stages.run_training(context, only="dense")
+    assert counted == ["predictions", "model_predictions"]
+    assert (context.run.results("dense"), files.digest(tmp_path / "run" / kept)) == (found, digest)
 
 
 def test_compact_equals_masked_and_top1_agrees(finished):

@@ -329,6 +329,15 @@ def test_pruning_keeps_its_last_epoch(tmp_path):
     assert all(torch.equal(value, seen[-1][name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("epochs", "every", "looked_at"), [(5, 2, [2, 4, 5]), (2, 1, [1, 2]), (2, 9, [2])])
+def test_the_validation_split_is_looked_at_now_and_then_and_in_the_end(tmp_path, epochs, every, looked_at):
+    seen = []
+    model, log = run(tmp_path, evaluate=falling(seen), epochs=epochs, evaluate_every=every)
+    assert [line["epoch"] for line in log if "top1" in line] == looked_at
+    kept = seen[0]  # the first of them is the best
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
 def test_early_stop_ends_a_training_for_good(tmp_path):
     said, seen = [], []
     settings = {"epochs": 9, "early_stop": 2, "said": said}
@@ -340,7 +349,8 @@ def test_early_stop_ends_a_training_for_good(tmp_path):
     assert said[1] == said[0]
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"early_stop": 0}, "early_stop=0"), ({"epochs": 0}, "epochs=0")])
+@pytest.mark.parametrize(("settings", "message"), [({"early_stop": 0}, "early_stop=0"), ({"epochs": 0}, "epochs=0"),
+                                                     ({"evaluate_every": 0}, "evaluate_every=0")])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{"epochs": 1, **settings})

@@ -80,7 +80,8 @@ def summarise(run: Run, judged: Judged | None = None) -> dict[str, Any]:
 
 
 def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
-    exported, validated = run.results(f"export {target}"), run.results(f"validate {target}")
+    validated = run.results(f"validate {target}")
+    exported = {**run.results(f"export {target}"), **validated.get("exported", {})}
     keys = (
         "parity",
         "top1",
@@ -108,7 +109,7 @@ def _artifacts(run: Run, target: str) -> list[dict[str, Any]]:
                 **{key: entry.get(key) for key in ("size_bytes", "sha256", "delegates", "ops_outside")},
                 "export_seconds": entry.get("seconds"),
                 "export_peak_mb": entry.get("peak_mb"),
-                "file": None if entry["error"] else f"artifacts/{target}/{file}",
+                "file": f"artifacts/{target}/{file}" if "sha256" in entry else None,
                 **{key: measured.get(key) for key in keys},
                 "reason": measured.get("reason") or entry["error"],
                 "threads": validated.get("threads"),

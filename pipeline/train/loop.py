@@ -79,7 +79,7 @@ def train(
     view:     mean and std that the model expects
     teacher:  model that is learned from too: its logits, and its residual stream where it corresponds
     logits_alone: learn from the teacher's logits alone
-    evaluate: what the model as it stands makes of the validation split; its accuracy is logged after every epoch
+    evaluate: what the model as it stands makes of the validation split; its accuracy is logged after epochs
     progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
     say:      told, in a line, what the user should know
     Returns the epoch whose weights are kept: the best, as train.best has it, if there is no pruner; else the last.
@@ -193,7 +193,7 @@ def train(
             now = optimizer.param_groups[0]["lr"]
             line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": now}
             waiting.append((line, _Loss(loss), update))
-            if evaluate is not None and step % steps_per_epoch == 0:
+            if evaluate is not None and step % steps_per_epoch == 0 and config.evaluates(step // steps_per_epoch):
                 found = runtime.from_main(evaluate(bare) if accelerator.is_main_process else None)
                 line |= {"top1": found.top1, "balanced_accuracy": found.balanced}
                 if best is not None:
