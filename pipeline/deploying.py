@@ -12,6 +12,7 @@ from pipeline.gate import Dense, Gate, nothing, precision_of
 from targets import Target, manifest
 from targets.budget import FormatBudget
 from targets.devices.job import Device
+from targets.formats import FORMATS
 from targets.latency import Protocol
 
 SINGLE = 3.0
@@ -77,17 +78,24 @@ def _try(
 
     make: sees to it that a candidate is in `exported`
     One that is missing, or does not run here, stops nobody: a larger one may be there, and run. Only if none of those
-    passes or fails nothing, the smallest that does not run here is shipped: nothing speaks against it.
+    passes or fails nothing, the smallest that does not run here is shipped: nothing speaks against it. What is to be
+    computed in float16 and was not yet comes last of all.
     """
     results: Results = {}
     shipped, unproven = None, None
+
+    def float16_of(name: str) -> str | None:
+        entry = exported[name]
+        return FORMATS[entry["format"]].precisions[entry["precision"]].float16_of
+
     for name in names:
         if not shipped:
             make(name)
         error = exported[name]["error"]
         if shipped:
             how = "passes" if results[shipped]["verdict"] == "pass" else "fails nothing that could be measured"
-            reason = f"not tried: {exported[shipped]['precision']} is smaller and {how}"
+            better = "is computed in float16" if float16_of(shipped) == exported[name]["precision"] else "is smaller"
+            reason = f"not tried: {exported[shipped]['precision']} {better} and {how}"
             results[name] = nothing("not_measured", reason)
         elif error:
             results[name] = nothing("not_measured" if exported[name]["unavailable"] else "fail", error)
@@ -96,8 +104,8 @@ def _try(
             if results[name]["verdict"] != "fail":
                 if results[name]["runtime"]:
                     shipped = name
-                else:
-                    unproven = unproven or name
+                elif unproven is None or (float16_of(unproven) and not float16_of(name)):
+                    unproven = name
     if best := shipped or unproven:
         results[best]["shipped"] = True
     return results

@@ -39,7 +39,7 @@ from targets.devices.job import (
     rows_of,
     write_result,
 )
-from targets.devices.measure import logits
+from targets.devices.measure import computes_float16, logits
 from targets.formats import FORMATS, Precision
 from targets.latency import FULL, Protocol, invalid
 from targets.manifest import ArtifactFile, Manifest
@@ -84,7 +84,7 @@ class Found:
     images: int | None = None
     """how many of val its top-1 and parity are of"""
     runtime: str | None = None
-    """what measured it; None: nothing has run it"""
+    """what measured it; None: nothing has run it in its own arithmetic"""
     untimed: str | None = None
     """why time and memory on this machine say nothing"""
     result: DeviceResult | None = None
@@ -172,7 +172,7 @@ class Gate:
         found = {
             **nothing("not_measured", None),
             "parity": asdict(parity(self.dense_logits, found_NC)),
-            **(_top1(top1(found_NC, self.context.dataset.val.labels), top1_test) if trained else {}),
+            **(self._top1s(top1(found_NC, self.context.dataset.val.labels), top1_test) if trained else {}),
             "runtime": _name(program),
         }
         return Dense(file=name, logits=found_NC if trained else None), found
@@ -191,11 +191,17 @@ class Gate:
     # the steps
 
     def _measure_here(self, entry: ArtifactFile, dense: Dense) -> Found:
-        """Golden images, accuracy and parity through its runtime on this machine. That it does not run is a result."""
+        """Golden images, accuracy and parity through its runtime on this machine. That it does not run is a result.
+
+        What a processor is to compute in float16 shows by the golden images that its file is whole, where this one
+        cannot: in float32 accuracy and parity would be those of another arithmetic.
+        """
         precision = precision_of(entry)
         try:
             program = self._loaded(entry)
             golden_GC = self._logits(program, self.golden)
+            if precision.float16_of and not computes_float16():
+                return self._in_float32(entry, golden_GC)
             found_NC = self._validation_logits(program, entry.file)
             top1_test = self._top1_test(program, entry.file)
         except (RuntimeUnavailable, Broken) as error:
@@ -217,9 +223,20 @@ class Gate:
             untimed=None if program.timed else f"no time or memory: {program.runtime} stands in for the real runtime",
         )
 
+    def _in_float32(self, entry: ArtifactFile, golden_GC: np.ndarray) -> Found:
+        """What is known of a candidate for float16 from a machine without: nothing but its golden images and size."""
+        self.golden_logits[entry.file] = golden_GC
+        unmeasured = f"{entry.precision} is computed in float16, which this machine has not"
+        return Found(
+            entry=entry,
+            golden=check_golden(self.promised, golden_GC, precision_of(entry).golden_share),
+            known=Measurements(reduced=True, size_bytes=entry.size_bytes, unmeasured=unmeasured),
+            golden_logits=golden_GC,
+        )
+
     def _why_not_there(self, found: Found, budget: FormatBudget) -> str | None:
         """Why the device is not asked about a candidate."""
-        if found.runtime is None:
+        if found.golden_logits is None:
             return found.known.unmeasured
         if overall([found.golden, *judge(found.known, budget.limits)]) == "fail":
             return "it has failed already"
@@ -244,6 +261,10 @@ class Gate:
         golden: Check | None = None
         if not self.target.is_here:
             golden = self._golden_on_device(found, np.array(result.golden, np.float32), None)
+            if precision_of(entry).float16_of and not result.float16:
+                unmeasured = f"{entry.precision} is computed in float16, which {result.device['device']} has not"
+                known = replace(known, unmeasured=unmeasured)
+                return replace(found, known=known, golden_on_device=golden, result=result)
             known = self._accuracy(entry, np.array(result.logits, np.float32), dense, self.on_device)
             images = len(self.on_device)
         if untimed := self.target.why_untimed(result.device):
@@ -281,7 +302,7 @@ class Gate:
         return {
             **nothing(overall(checks), known.unmeasured),
             "parity": asdict(known.parity) if known.parity else None,
-            **_top1(known.top1, found.top1_test),
+            **self._top1s(known.top1, found.top1_test),
             "images": found.images,
             "latency_ms": known.latency.to_json() if known.latency else None,
             "latency_dense_ms": known.latency_dense.to_json() if known.latency_dense else None,
@@ -337,6 +358,15 @@ class Gate:
         images = _one_by_one(self.context.reported_batches)
         images = _counted(self.context, f"{name}, test", len(test.labels), images)
         return top1(self._logits(program, images), test.labels)
+
+    def _top1s(self, val: float | None, test: float | None) -> Results:
+        """Percent, of two shares: top-1 as it is reported, of test where there is one; and val's, which is judged by.
+
+        A device that is not this machine measures val's, and test's is this machine's.
+        """
+        reported = val if self.context.dataset.test is None else test
+        percent = [None if share is None else 100 * share for share in (reported, val)]
+        return dict(zip(("top1", "top1_val"), percent, strict=True))
 
     def _accuracy(self, entry: ArtifactFile, found_NC: np.ndarray, dense: Dense, rows_N: np.ndarray) -> Measurements:
         """Top-1 and parity of logits of these rows of the validation images; the other models' are those of the same.
@@ -437,15 +467,6 @@ def nothing(verdict: str, reason: str | None) -> Results:
         "budget",
     )
     return {**dict.fromkeys((*keys, "device")), "checks": [], "verdict": verdict, "reason": reason, "shipped": False}
-
-
-def _top1(val: float | None, test: float | None) -> Results:
-    """Percent, of two shares: top-1 as it is reported, of test where there is one; and val's, which the gate judges by.
-
-    A device that is not this machine measures val's, and test's is this machine's.
-    """
-    percent = [None if share is None else 100 * share for share in (val if test is None else test, val)]
-    return dict(zip(("top1", "top1_val"), percent, strict=True))
 
 
 def _tried(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from targets.budget import FormatBudget, load_budget
-from targets.formats import FORMATS, TFLITE_RUNTIME_2_14
+from targets.formats import FORMATS, TFLITE_RUNTIME_2_14, Precision
 
 # Else torch would say that Triton is missing: that is for GPUs, other machines are set up without it (docs/setup.md).
 logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
@@ -45,16 +45,25 @@ class Target:
     """folder below apps/ whose app runs its artifacts"""
     old_runtimes: tuple[str, ...] = ()
     """what may run its files there, and computes some precisions wrongly"""
+    float16: bool = False
+    """whether its processors compute in float16, or may: Arm's do from Cortex-A55 and A75 on"""
 
     @property
     def offered(self) -> dict[str, tuple[str, ...]]:
-        """Precisions that each format may be shipped in, smallest file first."""
-        return {
-            name: tuple(
-                p for p, known in FORMATS[name].precisions.items() if not {*known.wrong_in} & {*self.old_runtimes}
-            )
-            for name in self.formats
+        """Precisions that each format may be shipped in, smallest file first.
+
+        Of two that store the same, the one that is computed with in float16 comes first: it is there to be faster.
+        """
+        return {name: self._offered(FORMATS[name].precisions) for name in self.formats}
+
+    def _offered(self, precisions: Mapping[str, Precision]) -> tuple[str, ...]:
+        fit = {
+            name: known
+            for name, known in precisions.items()
+            if not {*known.wrong_in} & {*self.old_runtimes} and (self.float16 or not known.float16_of)
         }
+        places = {name: place for place, name in enumerate(precisions)}
+        return tuple(sorted(fit, key=lambda name: (places[fit[name].float16_of or name], not fit[name].float16_of)))
 
     @property
     def is_here(self) -> bool:
@@ -79,7 +88,7 @@ class Target:
         return load_budget(path or self.budget_file, self.offered)
 
 
-def _raspberry_pi(name: str, board: str) -> Target:
+def _raspberry_pi(name: str, board: str, *, float16: bool) -> Target:
     return Target(
         name=name,
         formats=("tflite", "executorch"),
@@ -87,6 +96,7 @@ def _raspberry_pi(name: str, board: str) -> Target:
         old_runtimes=(TFLITE_RUNTIME_2_14,),
         driver="ssh",
         board=board,
+        float16=float16,
         machines=("aarch64",),
         app="raspberry-pi",
     )
@@ -113,11 +123,12 @@ TARGETS: dict[str, Target] = {
             formats=("tflite", "executorch"),
             threads=2,
             old_runtimes=(TFLITE_RUNTIME_2_14,),
+            float16=True,
             driver="adb",
             app="android",
         ),
-        _raspberry_pi("rpi4", "Raspberry Pi 4"),
-        _raspberry_pi("rpi5", "Raspberry Pi 5"),
+        _raspberry_pi("rpi4", "Raspberry Pi 4", float16=False),
+        _raspberry_pi("rpi5", "Raspberry Pi 5", float16=True),
         Target(name="web", formats=("tflite",), threads=1, driver="browser", app="web"),
     )
 }

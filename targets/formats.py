@@ -34,6 +34,9 @@ class Precision:
     """whether an export needs images to find ranges with"""
     wrong_in: tuple[str, ...] = ()
     """runtimes that compute it wrongly; they refuse the files that `export` makes"""
+    float16_of: str | None = None
+    """the precision that its files store as; processors that compute in float16 are to do so. What others compute of it
+    says nothing of those"""
 
     def images(self, calibration: np.ndarray | None, image_size: tuple[int, int]) -> np.ndarray | None:
         """The images to calibrate with; None for a precision that needs none: a converter is not sent them for nothing.
@@ -158,18 +161,22 @@ _BY_HAND = "rm -rf ~/.dap/env* && python3 -m venv ~/.dap/env && ~/.dap/env/bin/p
 # int8 concerns the weights of the linear layers, one scale per output channel, but for those that are a norm's mean;
 # attention's products, norms and the model's input and output stay float32. With weights alone, the layers compute in
 # float32; a dynamic layer finds its input's range at each inference, a static one has it from calibration. -tensor: one
-# scale per layer. In Core ML int8 weights and palettes are computed with in fp16.
+# scale per layer. In Core ML int8 weights and palettes are computed with in fp16. TFLite's fp16 is stored so and
+# computed with in float32; fp16-compute is computed with in float16 as well, and so is what -fp16 behind an int8 leaves
+# in float, where the processor can.
 _TFLITE = Format(
     name="tflite",
     suffix=".tflite",
     precisions={
         "int8-dynamic-tensor": REDUCED,
+        "int8-dynamic-tensor-fp16": replace(REDUCED, float16_of="int8-dynamic-tensor"),
         # Dynamic layers with a scale per channel came with version 12 of the operator (see tflite.py); as if they had
         # a single scale, 0.2 dB are left of a DeiT-tiny's logits.
         "int8-dynamic": replace(REDUCED, wrong_in=(TFLITE_RUNTIME_2_14,)),
         "int8-weights": REDUCED,
         "int8-static": CALIBRATED,
         "fp16": REDUCED,
+        "fp16-compute": replace(REDUCED, float16_of="fp16"),
         "fp32": FULL,
     },
     converter="targets.tflite",

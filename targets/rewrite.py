@@ -127,14 +127,15 @@ def _removed(branch: nn.Module | None) -> bool:
 
 
 def _embedding(vit: Any, mean: Sequence[float], std: Sequence[float], form: Form) -> tuple[nn.Conv2d, Tensor, Tensor]:
-    """Patch embedding for pixels 0..255 times pixel_scale, leading tokens (1, T, D), patch positions (1, N - T, D).
+    """Patch embedding for the form's pixels, leading tokens (1, T, D), patch positions (1, N - T, D).
 
     All of zero mean over D, and times stream_scale.
     """
+    to_one = 255 * form.pixel_scale  # pixels of the form over pixels in 0..1
     weight, bias = parameters(vit.patch_embed.proj)
     mean_t, std_t = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    bias = bias - torch.einsum("dchw,c->d", weight, mean_t / std_t)
-    weight = weight / (255 * form.pixel_scale * std_t).view(1, 3, 1, 1)
+    bias = bias - torch.einsum("dchw,c->d", weight, (mean_t + form.pixel_shift / to_one) / std_t)
+    weight = weight / (to_one * std_t).view(1, 3, 1, 1)
     patches = nn.Conv2d(3, len(bias), vit.patch_embed.proj.kernel_size, vit.patch_embed.proj.stride)
     store(patches, form.stream_scale * (weight - weight.mean(0)), form.stream_scale * (bias - bias.mean()))
     tokens = (vit.cls_token, vit.reg_token, getattr(vit, "dist_token", None))

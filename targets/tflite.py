@@ -18,7 +18,7 @@ from torch import nn
 
 from targets.artifact import ExportInfo, RuntimeUnavailable, convert, without_noise
 from targets.formats import FORMATS
-from targets.graph import TFLITE
+from targets.graph import TFLITE, TFLITE_FLOAT16
 from targets.rewrite import rewrite
 from targets.tflite_batch import keep_batch
 from targets.tflite_program import NOISE
@@ -28,6 +28,9 @@ FORMAT = FORMATS["tflite"]
 # know that version, 2.17.1 does). tflite-runtime 2.14 runs one as if it had a single scale.
 PER_CHANNEL_DYNAMIC = (12, "2.17.0")
 """version of the operator FULLY_CONNECTED, oldest runtime that has it"""
+FLOAT16 = "reduced_precision_support", b"fp16accfp16"
+"""a file's metadata that lets the runtime compute and sum in float16 where the processor can; with "fp16accfp32" LiteRT
+2.3.0 stays in float32 (measured)"""
 OPERATOR_CODE_VERSION = 8
 """where a flatbuffer's table OperatorCode lists the place of its third field, `version`"""
 
@@ -43,17 +46,18 @@ def export(
 ) -> ExportInfo:
     """Write `model` as a .tflite that maps float32 RGB 0..255 (1, H, W, 3) to float32 logits (1, C).
 
-    Arguments and errors as targets.formats.Export has them. The float32 file of the latest model is kept by the
+    Arguments and errors as targets.formats.Export has them. The float32 files of the latest models are kept by the
     converter's process: another precision of the same model takes a fraction of the first one's seconds.
     """
     known = FORMAT.precision(precision)
     if find_spec("litert_torch") is None:
         raise RuntimeUnavailable("no TFLite converter: pip install litert-torch")
-    graph = rewrite(model, mean, std, TFLITE)
+    graph = rewrite(model, mean, std, TFLITE_FLOAT16 if known.float16_of else TFLITE)
     calibration = known.images(calibration, graph.image_size)
     pickled = io.BytesIO()
     torch.save(graph, pickled)
-    return convert(_convert, path, pickled.getvalue(), precision, calibration, noise=NOISE)
+    stored, float16 = known.float16_of or precision, known.float16_of is not None
+    return convert(_convert, path, pickled.getvalue(), stored, float16, calibration, noise=NOISE)
 
 
 class _Least(nn.Linear):
@@ -92,16 +96,22 @@ def minimum_runtime(path: Path) -> str | None:
     return None if written is None else written.tobytes().rstrip(b"\0").decode()
 
 
-def _convert(path: Path, graph: bytes, precision: str, calibration: np.ndarray | None) -> tuple[None, tuple[str, ...]]:
-    """Runs in the converter's process. graph: an ExportViT as torch.save writes it."""
+def _convert(
+    path: Path, graph: bytes, precision: str, float16: bool, calibration: np.ndarray | None
+) -> tuple[None, tuple[str, ...]]:
+    """Runs in the converter's process.
+
+    graph: an ExportViT as torch.save writes it;  float16: whether processors that compute in float16 are to do so
+    """
     model = _float_model(graph)
-    path.write_bytes(model if precision == "fp32" else _quantised(model, precision, calibration))
+    content = model if precision == "fp32" else _quantised(model, precision, calibration)
+    path.write_bytes(_in_float16(content) if float16 else content)
     return None, ()
 
 
 # The key is the whole model, so that no two models can be taken for each other. Of a DeiT-tiny the conversion takes
-# 13 s, and 0.2 s each of the precisions made from it.
-@lru_cache(maxsize=1)
+# 13 s, and 0.2 s each of the precisions made from it. Two, since the form for float16 is another one.
+@lru_cache(maxsize=2)
 def _float_model(graph: bytes) -> bytes:
     """The float32 file's content."""
     # litert-torch reads this when it prints; its progress goes to stdout, where the caller's results belong.
@@ -174,6 +184,20 @@ def _require(content: bytes | bytearray, version: int, runtime_version: str) -> 
     assert written is not None
     written[:] = np.frombuffer(runtime_version.encode().ljust(len(written), b"\0"), np.uint8)
     return content
+
+
+def _in_float16(content: bytes | bytearray) -> bytes | bytearray:
+    """The file with a note that lets the runtime compute in float16: XNNPACK does where the processor has it."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    note, buffer = schema.MetadataT(), schema.BufferT()
+    name, value = FLOAT16
+    note.name, note.buffer, buffer.data = name, len(model.buffers), np.frombuffer(value, np.uint8)
+    model.buffers.append(buffer)
+    model.metadata.append(note)
+    return flatbuffer_utils.convert_object_to_bytearray(model)
 
 
 def _runtime_field(model: Any) -> np.ndarray | None:

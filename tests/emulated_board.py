@@ -22,30 +22,47 @@ PACKAGES = ("python3.11", "libstdc++6", "libgomp1")
 REQUIREMENTS = Path(__file__).parent.parent / "targets" / "devices"
 OLD = Path(__file__).with_name("requirements-tflite-runtime.txt")
 WHEELS = [f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)] + ["manylinux2014_aarch64"]
-# What qemu 7.2 would show of the real machine otherwise; Python and cpuinfo read it. A Raspberry Pi 5's.
-CPU = (
-    "processor\t: {}\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp\n"
+CPU = "processor\t: {}\nBogoMIPS\t: 108.00\nFeatures\t: {}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+
+
+def _files(model: str, compatible: str, features: str, cpu: str) -> dict[str, str]:
+    """What qemu 7.2 would show of the real machine otherwise; Python, and XNNPACK by its cpuinfo, read it."""
+    return {
+        "proc/cpuinfo": "".join(CPU.format(core, features) + cpu for core in range(4)),
+        "proc/device-tree/model": f"{model}\0",
+        "proc/device-tree/compatible": f"{compatible}\0",
+        "sys/devices/system/cpu/possible": "0-3\n",
+        "sys/devices/system/cpu/present": "0-3\n",
+    }
+
+
+PI_5, PI_4 = "cortex-a76", "cortex-a72"
+"""their processors, as qemu calls them"""
+FILES = _files(
+    "Raspberry Pi 5 Model B Rev 1.0",
+    "raspberrypi,5-model-b\0brcm,bcm2712",
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp",
+    "CPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n",
 )
-CPU += "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n"
-FILES = {
-    "proc/cpuinfo": "".join(CPU.format(core) for core in range(4)),
-    "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
-    "proc/device-tree/compatible": "raspberrypi,5-model-b\0brcm,bcm2712\0",
-    "sys/devices/system/cpu/possible": "0-3\n",
-    "sys/devices/system/cpu/present": "0-3\n",
-}
+FILES_OF_PI_4 = _files(
+    "Raspberry Pi 4 Model B Rev 1.4",
+    "raspberrypi,4-model-b\0brcm,bcm2711",
+    "fp asimd evtstrm crc32 cpuid",
+    "CPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n\n",
+)
 
 
-def python(kind: str) -> str:
+def python(kind: str, cpu: str = PI_5) -> str:
     """The shell command that starts the board's Python with packages of a kind: litert, executorch (and litert), old.
 
+    cpu: PI_5 or PI_4
     Skips where it cannot be had.
     """
     if QEMU is None:
         pytest.skip("no qemu-aarch64 here: apt install qemu-user")
-    system, folder = _system(), packages(kind)
+    system, folder = _system(cpu), packages(kind)
     path = f"PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}}"
-    return f"{path} exec {QEMU} -cpu cortex-a76 -L {system} {system}/usr/bin/python3.11"
+    return f"{path} exec {QEMU} -cpu {cpu} -L {system} {system}/usr/bin/python3.11"
 
 
 def compiler() -> str:
@@ -55,10 +72,17 @@ def compiler() -> str:
     return f"exec {CROSS}"
 
 
-def _system() -> Path:
+def _system(cpu: str) -> Path:
     """Root file system with Python, from this machine's own package sources."""
-    path = CACHE / f"system-{_digest(*PACKAGES, *FILES.values())}"
-    if not path.exists():
+    files = {PI_5: FILES, PI_4: FILES_OF_PI_4}[cpu]
+    path = CACHE / f"system-{_digest(*PACKAGES, *files.values())}"
+    if not path.exists() and cpu != PI_5:
+        with _making(path) as partial:
+            shutil.copytree(_system(PI_5), partial, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
+            for name, text in files.items():
+                (partial / name).unlink()
+                (partial / name).write_text(text)
+    elif not path.exists():
         with _making(path) as partial:
             apt = partial / "apt"
             (apt / "lists" / "partial").mkdir(parents=True)
@@ -80,7 +104,7 @@ def _system() -> Path:
             for package in sorted((apt / "cache" / "archives").glob("*.deb")):
                 _call(["dpkg-deb", "-x", package, partial])
             shutil.rmtree(apt)
-            for name, text in FILES.items():
+            for name, text in files.items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).write_text(text)
     return path

@@ -238,6 +238,50 @@ def test_no_board_no_pass_though_nothing_of_it_is_asked(deploy, tmp_path, board,
     assert deploy(Board(), WITHOUT_TIME)[0] == "pass"
 
 
+FLOAT16 = "top1_share_min = 0.5\nparity_psnr_db_min_reduced = 30\n[tflite]\nprecisions = "
+BOTH = f"{FLOAT16}['fp16-compute', 'fp16']"
+
+
+def candidates_of(deploy):
+    """What the report has of the pruned candidates, by precision, in the order in which they were tried."""
+    artifacts = json.loads((deploy.folder / "report.json").read_text())["artifacts"]
+    return {a["precision"]: a for a in artifacts if (a["target"], a["role"]) == ("rpi5", "pruned")}
+
+
+def test_arithmetic_in_float16_is_judged_by_the_board_that_has_it(deploy):
+    board = Board(lambda result: replace(result, float16=True))
+    assert deploy(board, BOTH)[0] == "pass"
+    found = candidates_of(deploy)
+    half = found["fp16-compute"]
+    assert (half["verdict"], half["shipped"], half["images"]) == ("pass", True, len(board.jobs[0].labels))
+    assert set(verdicts(half)) == {"golden", "golden_on_device", "top1_share_min", "parity_psnr_db_min_reduced"}
+    assert found["fp16"]["reason"] == "not tried: fp16-compute is computed in float16 and passes"
+    assert list(found) == ["fp16-compute", "fp16"]
+
+
+@pytest.mark.parametrize("board", [None, Board()], ids=["none", "without float16"])
+def test_float32_proves_nothing_of_float16(deploy, board):
+    """Neither this machine's nor that of a board that has no other."""
+    verdict, half = deploy(board, BOTH)
+    has_not = "fp16-compute is computed in float16, which Raspberry Pi 5 Model B Rev 1.0 has not"
+    reason = has_not if board else "no rpi5 device has measured it"
+    assert (half["verdict"], half["reason"], half["shipped"]) == ("not_measured", reason, False)
+    assert (half["top1"], half["parity"], half["latency_ms"], half["runtime"], half["images"]) == (None,) * 5
+    assert verdicts(half) == {
+        "golden": "pass", "golden_on_device": "pass" if board else "not_measured",
+        "top1_share_min": "not_measured", "parity_psnr_db_min_reduced": "not_measured",
+    }  # fmt: skip
+    plain = candidates_of(deploy)["fp16"]
+    assert (plain["shipped"], plain["verdict"]) == (True, verdict)
+    assert verdict == ("pass" if board else "not_measured")
+
+
+def test_float16_alone_is_shipped_unproven(deploy):
+    verdict, half = deploy(None, f"{FLOAT16}['fp16-compute']")
+    assert (verdict, half["shipped"], half["top1"]) == ("not_measured", True, None)
+    assert measured_of(deploy)["parity"] is None
+
+
 def test_what_fails_here_asks_nothing_of_the_board(deploy):
     board = Board()
     verdict, artifact = deploy(board, "size_mb_max = 0.001\n[tflite]\nprecisions = ['fp32']")

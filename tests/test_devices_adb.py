@@ -13,7 +13,7 @@ import android_phone
 import board_jobs
 import numpy as np
 import pytest
-from android_phone import APP, SERIAL, FakeAdb
+from android_phone import APP, PROPERTIES, SERIAL, FakeAdb, properties_script
 from conftest import BRIEF, context_of
 
 from pipeline import stages
@@ -21,7 +21,7 @@ from targets import TARGETS
 from targets.devices import adb, adb_connection, browser, drivers
 from targets.devices.adb import Adb, AdbBrowser
 from targets.devices.adb_connection import AdbConnection
-from targets.devices.job import DeviceError, FormatUnavailable
+from targets.devices.job import DeviceError, DeviceResult, FormatUnavailable
 from targets.formats import FORMATS
 
 TARGET = TARGETS["android"]
@@ -142,6 +142,18 @@ def test_a_phone_describes_itself(fake):
     }  # fmt: skip
     fake.properties(**{"ro.hardware": "ranchu"})
     assert connect().description["emulated"] == "the Android emulator"
+
+
+@pytest.mark.parametrize(("told", "float16"), [("", False), ("1", True)])
+def test_a_phones_results_say_whether_it_computes_in_float16(fake, monkeypatch, tmp_path, told, float16):
+    fake.answer("shell -T echo maker", f"{properties_script(PROPERTIES)}; echo float16={told}")
+    phone = connect()
+    runtime = {"runtime": "TFLite", "runtime_version": "2.14.0"}
+    found = DeviceResult(job="", file="", sha256="", device=phone.description, threads=1, **runtime)
+    monkeypatch.setattr(Adb, "_by_runner", lambda *_: found)
+    monkeypatch.setattr(Adb, "_folder", lambda _: contextlib.nullcontext("there"))
+    job = board_jobs.make_job(tmp_path / "job", board_jobs.tflite_file(), FORMATS["tflite"].load, "tflite")
+    assert phone.run(job, tmp_path / "job", silent).float16 is float16
 
 
 def test_an_app_that_hides_its_files_is_told(fake):

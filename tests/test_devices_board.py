@@ -409,6 +409,26 @@ def test_an_emulated_processor_is_known_by_what_it_cannot_hide(monkeypatch, mach
     assert measure.emulator() == emulated
 
 
+@pytest.mark.parametrize(
+    ("machine", "system", "features", "float16"),
+    [
+        ("x86_64", "linux", 0xFFFF, False),
+        ("aarch64", "linux", 0x0FF, False),  # Cortex-A72
+        ("aarch64", "linux", 0x6FF, True),  # Cortex-A76
+        ("arm64", "darwin", 0, True),
+    ],
+)
+def test_whether_a_processor_computes_in_float16(monkeypatch, machine, system, features, float16):
+    class Library:
+        def __init__(self, name):
+            self.getauxval = lambda kind: features if kind == 16 else 0
+
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(measure.sys, "platform", system)
+    monkeypatch.setattr(measure.ctypes, "CDLL", Library)
+    assert measure.computes_float16() is float16
+
+
 def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch):
     times = count(1e9, -86400)  # a day back at every look: a board without a clock of its own that finds the time
     monkeypatch.setattr(time, "time", lambda: next(times))

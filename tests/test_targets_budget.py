@@ -149,6 +149,21 @@ def test_old_runtimes_are_never_given_what_they_compute_wrongly(tmp_path: Path) 
             TARGETS[name].budget(mine)
 
 
+def test_arithmetic_in_float16_is_offered_where_processors_have_it() -> None:
+    """The Raspberry Pi 5 and new phones; before what stores the same and is computed with in float32."""
+    of_float16 = {name: known.float16_of for name, known in FORMATS["tflite"].precisions.items() if known.float16_of}
+    assert of_float16 == {"int8-dynamic-tensor-fp16": "int8-dynamic-tensor", "fp16-compute": "fp16"}
+    for target in TARGETS.values():
+        for format, precisions in target.offered.items():
+            allowed = target.budget()[format].precisions
+            if target.name not in ("rpi5", "android") or format != "tflite":
+                assert not {*of_float16} & {*precisions}, (target.name, format)
+                continue
+            for name, plain in of_float16.items():
+                assert precisions.index(name) + 1 == precisions.index(plain)
+                assert allowed.index(name) + 1 == allowed.index(plain)
+
+
 COMMON = {
     "top1_share_min": 0.98,
     "parity_psnr_db_min": 80.0,

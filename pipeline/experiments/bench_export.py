@@ -132,7 +132,7 @@ def _candidates(
             runtime_version=loaded.runtime_version,
         )
         yield Candidate(row(format, "stock", "fp32", info), program)
-        for precision in FORMATS[format].precisions if reduced else ("fp32",):
+        for precision in _here(format) if reduced else ("fp32",):
             path = folder / f"{precision}{FORMATS[format].suffix}"
             info = _export(format, model, view, path, precision)
             yield Candidate(row(format, "ours", precision, info), FORMATS[format].load(path, THREADS))
@@ -149,6 +149,11 @@ def _candidates(
                 run = make(model, stock, folder)
                 program = Program(prepare=normalise, run=run, runtime=name, runtime_version="")
                 yield Candidate(row(name, "stock", "fp32", None), program)
+
+
+def _here(format: str) -> list[str]:
+    """The precisions that this machine computes as they are meant: float16's arithmetic is other processors'."""
+    return [name for name, known in FORMATS[format].precisions.items() if not known.float16_of]
 
 
 def _stock_tflite(path: Path, model: VisionTransformer, stock: torch.Tensor) -> tuple[None, tuple[str, ...]]:

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ class Adb:
     """A phone that does jobs."""
 
     def __init__(self, phone: AdbConnection, found: dict[str, str], app: bool) -> None:
-        """found: PROPERTIES as the phone has them;  app: whether the app does its jobs"""
+        """found: as _properties has it;  app: whether the app does its jobs"""
         self.name = phone.name
         self.description = _description(found)
+        self._float16 = found["float16"] == "1"
         self._phone, self._abi, self._app = phone, _abi(phone.name, found), app
 
     @staticmethod
@@ -109,7 +111,7 @@ class Adb:
             files = [write_job(job, Path(name)), *(folder / file for file in job.sha256)]
             longest_s = STALLED_S + (job.protocol.longest_s if job.protocol else 0)
             by = self._by_app if self._app else self._by_runner
-            return by(job, files, there, longest_s, progress)
+            return replace(by(job, files, there, longest_s, progress), float16=self._float16)
 
     # without the app
 
@@ -300,9 +302,10 @@ def _let_go(phone: AdbConnection, server: Server) -> None:
 def _properties(phone: AdbConnection) -> dict[str, str]:
     """PROPERTIES, "" for what the phone does not tell, and "cores"."""
     command = "; ".join(f"echo {name}=$(getprop {key})" for name, key in PROPERTIES.items())
-    said = phone.says(f"{command}; echo cores=$(cat /sys/devices/system/cpu/possible)")
+    command += "; echo cores=$(cat /sys/devices/system/cpu/possible)"
+    said = phone.says(f"{command}; echo float16=$(grep -q asimdhp /proc/cpuinfo && echo 1)")
     found = dict(line.strip().split("=", 1) for line in said.splitlines() if "=" in line)
-    return {name: strict.printable(found.get(name, ""))[:200] for name in (*PROPERTIES, "cores")}
+    return {name: strict.printable(found.get(name, ""))[:200] for name in (*PROPERTIES, "cores", "float16")}
 
 
 def _vetted(name: str, found: dict[str, str]) -> None:

@@ -141,6 +141,8 @@ class DeviceResult:
     runtime_version: str
     refused: str | None = None
     """why the runtime does not take the artifact, or does not run it; nothing is measured then"""
+    float16: bool | None = None
+    """whether the processor computes in float16, for artifacts that let it; None: it does not tell"""
     before: Conditions = dataclasses.field(default_factory=Conditions)
     """before the measurement"""
     after: Conditions = dataclasses.field(default_factory=Conditions)

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,8 @@ FRESH_S = 120
 """a new process that takes longer for what `fresh` asks has hung; the slowest inference takes seconds"""
 PHOTOGRAPHS, PHOTOGRAPHS_S, PHOTOGRAPHS_WARMUP = 32, 10.0, 2
 """that many from end to end, as long as they don't take longer all in all; before them some that aren't counted"""
+AT_HWCAP, HWCAP_ASIMDHP = 16, 1 << 10
+"""Linux's names for the processor's features, and for half precision among them"""
 # Emulated inferences take seconds each and their time says nothing: a few show that it runs.
 EMULATED = Protocol(name="emulated", seconds=0.0, min_samples=1, warmup=0, cooldown_s=0.0)
 
@@ -59,7 +62,15 @@ def run(job: Job, folder: Path, load: Load, progress: Progress = lambda *_: None
     """
     name, device = job.files[0], describe()
     sha256 = sha256_of(folder / name)
-    found = partial(DeviceResult, job=job.id, file=name, sha256=sha256, device=device, threads=job.threads)
+    found = partial(
+        DeviceResult,
+        job=job.id,
+        file=name,
+        sha256=sha256,
+        device=device,
+        threads=job.threads,
+        float16=computes_float16(),
+    )
     try:
         return found(**_measured(job, folder, load, device["emulated"], progress))
     except Refused as error:
@@ -334,6 +345,19 @@ def describe() -> Description:
         "arch": platform.machine(),
         "emulated": emulator(),
     }
+
+
+def computes_float16() -> bool:
+    """Whether this processor has Arm's arithmetic in float16, which XNNPACK computes with where a file lets it.
+
+    Of x86 nothing is claimed: without AVX512-FP16 XNNPACK stays in float32 there.
+    """
+    if platform.machine() not in ("aarch64", "arm64"):
+        return False
+    if sys.platform == "darwin":  # every Mac with such a processor
+        return True
+    # Asked of the kernel, as XNNPACK does: /proc/cpuinfo may be another machine's, under qemu.
+    return bool(ctypes.CDLL(None).getauxval(AT_HWCAP) & HWCAP_ASIMDHP)
 
 
 def emulator() -> str | None:
