@@ -35,9 +35,8 @@ SIDE_BY_SIDE = 2
 """converters at work at the same time, at most: each of them takes one processor, and memory"""
 COPIES = 10
 """of a model's weights, that a converter holds at its peak"""
-SECONDS = {"tflite": (5, 5), "executorch": (7, 12), "executorch-coreml": (12, 6), "coreml": (7, 4)}
-"""for an estimate: what loading a converter takes, and each file of a model of BLOCKS (x86-64)"""
 BLOCKS = 12
+"""of the model that Format.converter_s is of"""
 
 Budgets = dict[str, FormatBudget]
 
@@ -237,7 +236,7 @@ def _at_once(model: VisionTransformer) -> int:
 def _estimate(maker: Maker, at_once: int) -> str:
     """What is converted, and how long that will take, in words."""
     share = len(maker.dense.blocks) / BLOCKS
-    seconds = [loading + 2 * share * each for loading, each in (SECONDS[name] for name in maker.budgets)]
+    seconds = [loading + 2 * share * each for loading, each in (FORMATS[name].converter_s for name in maker.budgets)]
     formats = console.count(len(maker.budgets), "format")
     beside = f", {at_once} at a time" if at_once > 1 else ""
     return f"to export: 2 files of {formats}{beside}; {console.about(max(max(seconds), sum(seconds) / at_once))}"

@@ -115,6 +115,8 @@ class Format:
     """what `export` makes, smallest file first; the last one is what a model comes in without compression"""
     converter: str
     """module whose process `export` works in (see artifact.begin)"""
+    converter_s: tuple[float, float]
+    """for an estimate: what loading it takes, and each file of a model of 12 blocks (x86-64)"""
     export: Export
     load: Load
     """what runs a file on the machine that exports"""
@@ -180,6 +182,7 @@ _TFLITE = Format(
         "fp32": FULL,
     },
     converter="targets.tflite",
+    converter_s=(5, 5),
     export=_later("targets.tflite", "export"),
     load=tflite_program.load,
     minimum_runtime=_later("targets.tflite", "minimum_runtime"),
@@ -202,6 +205,7 @@ _EXECUTORCH = Format(
     # delegates with 14 operations outside, and an inference takes twice as long as in fp32 (x86-64, one thread).
     precisions={"int8-dynamic": REDUCED, "int8-static": CALIBRATED, "fp32": FULL},
     converter="targets.executorch",
+    converter_s=(7, 12),
     export=_later("targets.executorch", "export"),
     load=_later("targets.executorch", "load"),
     minimum_runtime=_later("targets.executorch", "minimum_runtime"),
@@ -222,6 +226,7 @@ _EXECUTORCH_COREML = replace(
     name="executorch-coreml",
     suffix=".coreml.pte",
     precisions={"fp16": REDUCED},
+    converter_s=(12, 6),
     export=_coreml_delegate,
     packages=("executorch", "coremltools"),
     board=None,
@@ -231,6 +236,7 @@ _COREML = Format(
     suffix=".mlpackage",
     precisions={"palette6": REDUCED, "int8-weights": REDUCED, "fp16": REDUCED, "fp32": FULL},
     converter="targets.coreml",
+    converter_s=(7, 4),
     export=_later("targets.coreml", "export"),
     load=_later("targets.coreml", "load"),
     minimum_runtime=_later("targets.coreml", "minimum_runtime"),
