@@ -59,7 +59,7 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             candidates: list[Candidate] = []
             for sparsity in sparsities if not quick else (0.0, 0.5):
-                model, view = _model(name, sparsity)
+                model, view = model_at(name, sparsity)
                 image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
                 want = predictor(model, view)(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy().astype(np.float64)
                 for candidate in _candidates(
@@ -75,7 +75,8 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def _model(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
+def model_at(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
+    """A model of random weights, pruned by the same share of every block at widths that the host target allows."""
     torch.manual_seed(0)
     model: Any = shell_of(name, CLASSES)
     view = View.of(model)

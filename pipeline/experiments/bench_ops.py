@@ -1,0 +1,225 @@
+"""`make bench-ops`: what each kind of operation takes, dense and pruned, and why less than all saved work becomes time.
+
+The models are those of bench-export, random weights and the same share of every block. Times are the runtimes' own (see
+op_profilers.py), dense and pruned in turn in one process; of every model's inferences the quicker half is averaged, so
+that a slow moment of the machine is left out and operations still add up to the whole.
+"""
+
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dap import count_macs
+from pipeline.experiments import bench_export, op_profilers
+from pipeline.experiments.bench_export import THREADS
+from pipeline.experiments.op_profilers import Profiled, Trace
+from targets.formats import FORMATS
+from targets.graph import EXECUTORCH, TFLITE, ExportViT
+from targets.rewrite import rewrite
+
+SPARSITIES = (0.5, 0.75)
+SECONDS, QUICK_SECONDS = 40.0, 2.0
+MOST = 1000  # inferences of a model: ExecuTorch keeps every event until it is asked
+WARMUP = 5
+REST = "between operations"
+ALL = "all"
+# XNNPACK's names begin like this. Behind a square, a fully connected layer is the mean of a norm (targets/graph.py).
+KINDS = {
+    "Convolution": "patch embedding",
+    "Fully Connected": "linear layers",
+    "Batch Matrix Multiply": "attention products",
+    "Softmax": "softmax",
+    "GELU": "GELU",
+    **dict.fromkeys(
+        ("Add", "Multiply", "Square", "Mean", "Reciprocal Square Root", "Subtract"), "norms and residual sums"
+    ),
+    **dict.fromkeys(
+        ("Transpose", "Copy", "Slice", "Static Reshape", "Concatenate", "Even Split"), "transposes, copies"
+    ),
+}
+COUNTED = {
+    "convolution": "patch embedding",
+    "addmm": "linear layers",
+    "mm": "linear layers",
+    "bmm": "attention products",
+    "_softmax": "softmax",
+    "gelu": "GELU",
+    **dict.fromkeys(("add", "mul", "mean", "rsqrt"), "norms and residual sums"),
+    **dict.fromkeys(("permute", "cat"), "transposes, copies"),
+}
+"""the same kinds by torch's operations"""
+
+Row = dict[str, Any]
+
+
+def bench_ops(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
+    """Rows {model, runtime, sparsity, kind, calls, ms, share, work, ms_ratio, work_ratio, macs_ratio, beyond_ms}.
+
+    One for each kind of operation, for REST and for ALL. Ratios are to the dense model.
+    work:      multiply-accumulates of layers and products, elements of all else; None for REST and ALL
+    beyond_ms: milliseconds beyond those that were left if everything shrank as the model's MACs do
+    realised:  of ALL, speed-up over MAC reduction
+    limit:     of ALL, the same if each kind's time shrank exactly as its own work does, and REST not at all
+    """
+    sparsities = (0.0, SPARSITIES[-1]) if quick else (0.0, *SPARSITIES)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        loaded: dict[tuple[str, float], Profiled] = {}
+        work: dict[tuple[str, float], Counter[str]] = {}
+        macs: dict[float, int] = {}
+        for sparsity in sparsities:
+            model, view = bench_export.model_at(bench_export.TINY, sparsity)
+            macs[sparsity] = count_macs(model)
+            for runtime, form in (("tflite", TFLITE), ("executorch", EXECUTORCH)):
+                say(f"  {runtime}, sparsity {sparsity:g}")
+                path = Path(folder) / f"{sparsity:g}{FORMATS[runtime].suffix}"
+                FORMATS[runtime].export(model, mean=view.mean, std=view.std, path=path, precision="fp32")
+                graph = rewrite(model, view.mean, view.std, form)
+                work[runtime, sparsity] = _work(graph)
+                loaded[runtime, sparsity] = (
+                    op_profilers.litert(path, THREADS)
+                    if runtime == "tflite"
+                    else op_profilers.executorch(path, THREADS, graph.example())
+                )
+        say(f"  profiling {len(loaded)} side by side")
+        _in_turn([profiled.run for profiled in loaded.values()], QUICK_SECONDS if quick else SECONDS)
+        kinds = {key: _kinds(profiled.traces()) for key, profiled in loaded.items()}
+    for runtime, sparsity in sorted(kinds, key=lambda key: (key[0] != "tflite", key[1])):
+        of = {s: kinds[runtime, s] for s in (0.0, sparsity)}
+        rows += _rows(runtime, sparsity, of, {s: work[runtime, s] for s in of}, macs[sparsity] / macs[0.0])
+    return rows
+
+
+def _in_turn(runs: list[Callable[[], None]], seconds: float) -> None:
+    begin, rounds = time.perf_counter(), 0
+    while rounds < WARMUP + 2 or (time.perf_counter() - begin < seconds and rounds < MOST):
+        for run in runs:
+            run()
+        rounds += 1
+
+
+def _kinds(traces: list[Trace]) -> dict[str, tuple[int, float]]:
+    """Calls and milliseconds of each kind, REST and ALL, on average over the quicker half of the inferences."""
+    warm = sorted(traces[WARMUP:], key=lambda trace: trace.ms)
+    quicker = warm[: (len(warm) + 1) // 2]
+    names = [name for name, _ in quicker[0].ops]
+    kinds = [_kind(name, before) for name, before in zip(names, ["", *names], strict=False)]
+    ms = np.mean([[ms for _, ms in trace.ops] for trace in quicker], axis=0)
+    whole = float(np.mean([trace.ms for trace in quicker]))
+    found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+    for kind, one in zip(kinds, ms.tolist(), strict=True):
+        calls, total = found[kind]
+        found[kind] = calls + 1, total + one
+    return {**found, REST: (0, whole - float(ms.sum())), ALL: (len(names), whole)}
+
+
+def _kind(name: str, before: str) -> str:
+    """Kind of one of XNNPACK's operations; before: the name of the one that ran before it."""
+    if name.startswith("Fully Connected") and before.startswith("Square"):
+        return KINDS["Square"]
+    return next((kind for start, kind in KINDS.items() if name.startswith(start)), name)
+
+
+def _rows(
+    runtime: str,
+    sparsity: float,
+    of: dict[float, dict[str, tuple[int, float]]],
+    work: dict[float, Counter[str]],
+    macs_ratio: float,
+) -> list[Row]:
+    """of, work: of the dense model, at 0.0, and of the one at `sparsity`."""
+    dense_ms = of[0.0][ALL][1]
+    rows, ideal_ms = [], of[0.0][REST][1]
+    for kind in sorted(of[sparsity].keys() | of[0.0].keys(), key=lambda kind: (kind in (REST, ALL), -of[0.0][kind][1])):
+        calls, ms = of[sparsity][kind]
+        before, has = work[0.0][kind], work[sparsity][kind]
+        if before:
+            ideal_ms += of[0.0][kind][1] * has / before
+        rows.append(
+            {
+                "model": bench_export.TINY,
+                "runtime": runtime,
+                "sparsity": sparsity,
+                "kind": kind,
+                "calls": calls,
+                "ms": ms,
+                "share": ms / of[sparsity][ALL][1],
+                "work": has or None,
+                "ms_ratio": ms / of[0.0][kind][1] if of[0.0][kind][1] else None,
+                "work_ratio": has / before if before else None,
+                "macs_ratio": macs_ratio,
+                "beyond_ms": ms - of[0.0][kind][1] * macs_ratio,
+                "realised": dense_ms / ms * macs_ratio if kind == ALL else None,
+                "limit": dense_ms / ideal_ms * macs_ratio if kind == ALL else None,
+            }
+        )
+    return rows
+
+
+class _Counting(TorchDispatchMode):
+    """Adds up the work of what runs below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if name in COUNTED:
+            kind, amount = COUNTED[name], result.numel()
+            if name == "convolution":
+                amount *= args[1][0].numel()
+            elif name in ("addmm", "mm", "bmm"):
+                left = args[1] if name == "addmm" else args[0]
+                amount *= left.shape[-1]
+                if name == "addmm" and result.shape[-1] == 1:
+                    kind = COUNTED["mean"]
+            elif name == "mean":
+                amount = args[0].numel()
+            self.work[kind] += amount
+        return result
+
+
+def _work(graph: ExportViT) -> Counter[str]:
+    """Multiply-accumulates of layers and products, elements of all else, by kind, for one image."""
+    with torch.inference_mode(), _Counting() as counting:
+        graph(graph.example())
+    return counting.work
+
+
+def report(rows: list[Row]) -> str:
+    """Markdown: a table for each runtime and sparsity, dense and pruned side by side."""
+    dense = {(row["runtime"], row["kind"]): row for row in rows if row["sparsity"] == 0}
+    parts = []
+    for runtime, sparsity in dict.fromkeys((row["runtime"], row["sparsity"]) for row in rows if row["sparsity"]):
+        mine = [row for row in rows if (row["runtime"], row["sparsity"]) == (runtime, sparsity)]
+        whole = next(row for row in mine if row["kind"] == ALL)
+        parts.append(
+            f"{runtime}, {100 * sparsity:.0f} % pruned: {whole['macs_ratio']:.3f} of the MACs, {whole['ms_ratio']:.3f} "
+            f"of the time, realised {whole['realised']:.2f}; {whole['limit']:.2f} if each kind shrank as its work.\n"
+        )
+        heads = ("operations", "calls", "dense, ms", "pruned, ms", "share", "time left", "work left", "beyond MACs, ms")
+        lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
+        for row in mine:
+            before = dense[runtime, row["kind"]]
+            cells = [
+                row["kind"],
+                str(row["calls"] or ""),
+                f"{before['ms']:.2f}",
+                f"{row['ms']:.2f}",
+                f"{100 * row['share']:.0f} %",
+                f"{row['ms_ratio']:.2f}" if row["ms_ratio"] else "",
+                f"{row['work_ratio']:.2f}" if row["work_ratio"] else "",
+                f"{row['beyond_ms']:+.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
