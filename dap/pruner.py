@@ -113,7 +113,8 @@ class Pruner:
     def _begin(self, device: torch.device) -> None:
         """The state of a run before its first step."""
         self._lengths = [[gate.length for gate in block] for block in self._gates.gates]
-        self._ranks = [np.arange(sum(lengths)) for lengths in self._lengths]
+        nothing = [np.zeros(sum(lengths)) for lengths in self._lengths]
+        self._ranks = [self._joint_ranks(b, score_E, np.arange(len(score_E))) for b, score_E in enumerate(nothing)]
         # block of every unit, the best unit first; only allocation="global" looks at it
         self._order = np.repeat(np.arange(len(self._ranks)), [len(ranks) for ranks in self._ranks])
         self._kept = [len(ranks) for ranks in self._ranks]
@@ -231,11 +232,7 @@ class Pruner:
         if self.config.allocation == "global":
             self._order, self._ranks = importance.global_ranks(scores, self._ranks)
         else:
-            for b, branch in enumerate(self._branches):
-                names = [gate.name for gate in self._gates.gates[b]]
-                parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
-                by_gate = dict(zip(names, parts, strict=True))
-                self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
+            self._ranks = [self._joint_ranks(b, scores[b], ranks) for b, ranks in enumerate(self._ranks)]
         if self.config.allocation != "global" and seen > 0:
             self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / seen
             costs = self._costs
@@ -257,6 +254,13 @@ class Pruner:
         self._bpi_sum.zero_()
         self._bpi_skipped.zero_()
         self._scored_steps = 0
+
+    def _joint_ranks(self, b: int, score_E: Array, previous_E: Ints) -> Ints:
+        """Ranks of block b's elements, the gates ranked together."""
+        names = [gate.name for gate in self._gates.gates[b]]
+        parts = np.split(score_E, np.cumsum(self._lengths[b])[:-1])
+        by_gate = dict(zip(names, parts, strict=True))
+        return importance.joint_ranks(self._branches[b].shape.kind, by_gate, previous_E)
 
     def _final_ratios(self) -> Array:
         """(B,) kappa, the share of each block to keep at the final sparsity; all equal before the first measurement."""

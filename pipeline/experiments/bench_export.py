@@ -18,6 +18,7 @@ import torch
 from timm.models import VisionTransformer
 
 from dap import PruneConfig, Pruner, count_macs
+from dap.config import Gating
 from pipeline.data.view import View
 from pipeline.models import shell_of
 from pipeline.train.evaluate import predictor
@@ -75,7 +76,7 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def model_at(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
+def model_at(name: str, sparsity: float, gates: Gating = "inner") -> tuple[VisionTransformer, View]:
     """A model of random weights, pruned by the same share of every block at widths that the host target allows."""
     torch.manual_seed(0)
     model: Any = shell_of(name, CLASSES)
@@ -84,7 +85,7 @@ def model_at(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
         for parameter in model.parameters():  # norms, biases and embeddings of a fresh model would hide a wrong fold
             parameter.add_(0.02 * torch.randn_like(parameter))
     if sparsity:
-        config = PruneConfig(sparsity=sparsity, allocation="uniform")
+        config = PruneConfig(sparsity=sparsity, allocation="uniform", gates=gates)
         rule = TARGETS["host"].allowed_width
         model = Pruner(model, config, steps_per_epoch=1, epochs=1, allowed_width=rule).finalize()
     return model.eval(), view

@@ -8,7 +8,7 @@ that a slow moment of the machine is left out and operations still add up to the
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dap import count_macs
+from dap.config import Gating
 from pipeline.experiments import bench_export, op_profilers
 from pipeline.experiments.bench_export import THREADS
 from pipeline.experiments.op_profilers import Profiled, Trace
@@ -30,6 +31,9 @@ MOST = 1000  # inferences of a model: ExecuTorch keeps every event until it is a
 WARMUP = 5
 REST = "between operations"
 ALL = "all"
+NONE = (0, 0.0)
+GATES: tuple[Gating, ...] = ("inner", "heads")
+DENSE: tuple[float, Gating] = (0.0, "inner")
 # XNNPACK's names begin like this. Behind a square, a fully connected layer is the mean of a norm (targets/graph.py).
 KINDS = {
     "Convolution": "patch embedding",
@@ -57,33 +61,34 @@ COUNTED = {
 """the same kinds by torch's operations"""
 
 Row = dict[str, Any]
+Key = tuple[str, float, Gating]
+"""runtime, sparsity, what may go; the dense models are of gates "inner" """
 
 
 def bench_ops(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
-    """Rows {model, runtime, sparsity, kind, calls, ms, share, work, ms_ratio, work_ratio, macs_ratio, beyond_ms}.
+    """A row for each model and kind of operation, for REST and for ALL.
 
-    One for each kind of operation, for REST and for ALL. Ratios are to the dense model.
+    calls, ms, share of the whole; ratios are to the dense model.
     work:      multiply-accumulates of layers and products, elements of all else; None for REST and ALL
     beyond_ms: milliseconds beyond those that were left if everything shrank as the model's MACs do
     realised:  of ALL, speed-up over MAC reduction
     limit:     of ALL, the same if each kind's time shrank exactly as its own work does, and REST not at all
     """
-    sparsities = (0.0, SPARSITIES[-1]) if quick else (0.0, *SPARSITIES)
-    rows: list[Row] = []
+    pruned: list[tuple[float, Gating]] = [(s, g) for s in SPARSITIES for g in GATES]
     with tempfile.TemporaryDirectory() as folder:
-        loaded: dict[tuple[str, float], Profiled] = {}
-        work: dict[tuple[str, float], Counter[str]] = {}
-        macs: dict[float, int] = {}
-        for sparsity in sparsities:
-            model, view = bench_export.model_at(bench_export.TINY, sparsity)
-            macs[sparsity] = count_macs(model)
+        loaded: dict[Key, Profiled] = {}
+        work: dict[Key, Counter[str]] = {}
+        macs: dict[tuple[float, Gating], int] = {}
+        for sparsity, gates in (DENSE, *(pruned[-len(GATES) :] if quick else pruned)):
+            model, view = bench_export.model_at(bench_export.TINY, sparsity, gates)
+            macs[sparsity, gates] = count_macs(model)
             for runtime, form in (("tflite", TFLITE), ("executorch", EXECUTORCH)):
-                say(f"  {runtime}, sparsity {sparsity:g}")
-                path = Path(folder) / f"{sparsity:g}{FORMATS[runtime].suffix}"
+                say(f"  {runtime}, sparsity {sparsity:g}, gates {gates}")
+                path = Path(folder) / f"{sparsity:g}-{gates}{FORMATS[runtime].suffix}"
                 FORMATS[runtime].export(model, mean=view.mean, std=view.std, path=path, precision="fp32")
                 graph = rewrite(model, view.mean, view.std, form)
-                work[runtime, sparsity] = _work(graph)
-                loaded[runtime, sparsity] = (
+                work[runtime, sparsity, gates] = _work(graph)
+                loaded[runtime, sparsity, gates] = (
                     op_profilers.litert(path, THREADS)
                     if runtime == "tflite"
                     else op_profilers.executorch(path, THREADS, graph.example())
@@ -91,9 +96,13 @@ def bench_ops(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
         say(f"  profiling {len(loaded)} side by side")
         _in_turn([profiled.run for profiled in loaded.values()], QUICK_SECONDS if quick else SECONDS)
         kinds = {key: _kinds(profiled.traces()) for key, profiled in loaded.items()}
-    for runtime, sparsity in sorted(kinds, key=lambda key: (key[0] != "tflite", key[1])):
-        of = {s: kinds[runtime, s] for s in (0.0, sparsity)}
-        rows += _rows(runtime, sparsity, of, {s: work[runtime, s] for s in of}, macs[sparsity] / macs[0.0])
+    rows: list[Row] = []
+    for key in sorted(kinds, key=lambda key: (key[0] != "tflite", key[1], key[2] != "inner")):
+        dense = (key[0], *DENSE)
+        rows += [
+            {"model": bench_export.TINY, "runtime": key[0], "sparsity": key[1], "gates": key[2], **row}
+            for row in _compared(kinds[dense], kinds[key], work[dense], work[key], macs[key[1:]] / macs[DENSE])
+        ]
     return rows
 
 
@@ -113,7 +122,7 @@ def _kinds(traces: list[Trace]) -> dict[str, tuple[int, float]]:
     kinds = [_kind(name, before) for name, before in zip(names, ["", *names], strict=False)]
     ms = np.mean([[ms for _, ms in trace.ops] for trace in quicker], axis=0)
     whole = float(np.mean([trace.ms for trace in quicker]))
-    found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+    found: dict[str, tuple[int, float]] = defaultdict(lambda: NONE)
     for kind, one in zip(kinds, ms.tolist(), strict=True):
         calls, total = found[kind]
         found[kind] = calls + 1, total + one
@@ -127,37 +136,33 @@ def _kind(name: str, before: str) -> str:
     return next((kind for start, kind in KINDS.items() if name.startswith(start)), name)
 
 
-def _rows(
-    runtime: str,
-    sparsity: float,
-    of: dict[float, dict[str, tuple[int, float]]],
-    work: dict[float, Counter[str]],
+def _compared(
+    dense: Mapping[str, tuple[int, float]],
+    pruned: Mapping[str, tuple[int, float]],
+    dense_work: Counter[str],
+    work: Counter[str],
     macs_ratio: float,
 ) -> list[Row]:
-    """of, work: of the dense model, at 0.0, and of the one at `sparsity`."""
-    dense_ms = of[0.0][ALL][1]
-    rows, ideal_ms = [], of[0.0][REST][1]
-    for kind in sorted(of[sparsity].keys() | of[0.0].keys(), key=lambda kind: (kind in (REST, ALL), -of[0.0][kind][1])):
-        calls, ms = of[sparsity][kind]
-        before, has = work[0.0][kind], work[sparsity][kind]
-        if before:
-            ideal_ms += of[0.0][kind][1] * has / before
+    """A row for each kind of operation. dense, pruned: as _kinds gives them."""
+    ms_if_by_work = dense[REST][1]
+    rows, kinds = [], dense.keys() | pruned.keys()
+    for kind in sorted(kinds, key=lambda kind: (kind == ALL, kind == REST, -dense.get(kind, NONE)[1])):
+        before_ms, (calls, ms) = dense.get(kind, NONE)[1], pruned.get(kind, NONE)
+        work_ratio = work[kind] / dense_work[kind] if dense_work[kind] else None
+        ms_if_by_work += before_ms * (work_ratio or 0.0)
         rows.append(
             {
-                "model": bench_export.TINY,
-                "runtime": runtime,
-                "sparsity": sparsity,
                 "kind": kind,
                 "calls": calls,
                 "ms": ms,
-                "share": ms / of[sparsity][ALL][1],
-                "work": has or None,
-                "ms_ratio": ms / of[0.0][kind][1] if of[0.0][kind][1] else None,
-                "work_ratio": has / before if before else None,
+                "share": ms / pruned[ALL][1],
+                "work": work[kind] or None,
+                "ms_ratio": ms / before_ms if before_ms else None,
+                "work_ratio": work_ratio,
                 "macs_ratio": macs_ratio,
-                "beyond_ms": ms - of[0.0][kind][1] * macs_ratio,
-                "realised": dense_ms / ms * macs_ratio if kind == ALL else None,
-                "limit": dense_ms / ideal_ms * macs_ratio if kind == ALL else None,
+                "beyond_ms": ms - before_ms * macs_ratio,
+                "realised": before_ms / ms * macs_ratio if kind == ALL else None,
+                "limit": before_ms / ms_if_by_work * macs_ratio if kind == ALL else None,
             }
         )
     return rows
@@ -196,20 +201,22 @@ def _work(graph: ExportViT) -> Counter[str]:
 
 
 def report(rows: list[Row]) -> str:
-    """Markdown: a table for each runtime and sparsity, dense and pruned side by side."""
+    """Markdown: a table for each runtime and small model, dense and pruned side by side."""
     dense = {(row["runtime"], row["kind"]): row for row in rows if row["sparsity"] == 0}
     parts = []
-    for runtime, sparsity in dict.fromkeys((row["runtime"], row["sparsity"]) for row in rows if row["sparsity"]):
-        mine = [row for row in rows if (row["runtime"], row["sparsity"]) == (runtime, sparsity)]
-        whole = next(row for row in mine if row["kind"] == ALL)
+    for key in dict.fromkeys((row["runtime"], row["sparsity"], row["gates"]) for row in rows if row["sparsity"]):
+        runtime, sparsity, gates = key
+        mine = [row for row in rows if (row["runtime"], row["sparsity"], row["gates"]) == key]
+        whole = mine[-1]
         parts.append(
-            f"{runtime}, {100 * sparsity:.0f} % pruned: {whole['macs_ratio']:.3f} of the MACs, {whole['ms_ratio']:.3f} "
-            f"of the time, realised {whole['realised']:.2f}; {whole['limit']:.2f} if each kind shrank as its work.\n"
+            f"{runtime}, {100 * sparsity:.0f} % pruned, gates {gates}: {whole['macs_ratio']:.3f} of the MACs, "
+            f"{whole['ms_ratio']:.3f} of the time, realised {whole['realised']:.2f}; {whole['limit']:.2f} if each kind "
+            "shrank as its work.\n"
         )
         heads = ("operations", "calls", "dense, ms", "pruned, ms", "share", "time left", "work left", "beyond MACs, ms")
         lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
         for row in mine:
-            before = dense[runtime, row["kind"]]
+            before = dense.get((runtime, row["kind"]), {"ms": 0.0})
             cells = [
                 row["kind"],
                 str(row["calls"] or ""),
