@@ -19,21 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dap import count_macs
 from dap.config import Gating
 from pipeline.experiments import bench_export, op_profilers
-from pipeline.experiments.bench_export import THREADS
+from pipeline.experiments.bench_export import DENSE, PRUNED, THREADS
 from pipeline.experiments.op_profilers import Profiled, Trace
 from targets.formats import FORMATS
 from targets.graph import EXECUTORCH, TFLITE, ExportViT
 from targets.rewrite import rewrite
 
-SPARSITIES = (0.5, 0.75)
 SECONDS, QUICK_SECONDS = 40.0, 2.0
 MOST = 1000  # inferences of a model: ExecuTorch keeps every event until it is asked
 WARMUP = 5
 REST = "between operations"
 ALL = "all"
 NONE = (0, 0.0)
-GATES: tuple[Gating, ...] = ("inner", "heads")
-DENSE: tuple[float, Gating] = (0.0, "inner")
 # XNNPACK's names begin like this. Behind a square, a fully connected layer is the mean of a norm (targets/graph.py).
 KINDS = {
     "Convolution": "patch embedding",
@@ -74,12 +71,11 @@ def bench_ops(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
     realised:  of ALL, speed-up over MAC reduction
     limit:     of ALL, the same if each kind's time shrank exactly as its own work does, and REST not at all
     """
-    pruned: list[tuple[float, Gating]] = [(s, g) for s in SPARSITIES for g in GATES]
     with tempfile.TemporaryDirectory() as folder:
         loaded: dict[Key, Profiled] = {}
         work: dict[Key, Counter[str]] = {}
         macs: dict[tuple[float, Gating], int] = {}
-        for sparsity, gates in (DENSE, *(pruned[-len(GATES) :] if quick else pruned)):
+        for sparsity, gates in (DENSE, *PRUNED[2 if quick else 0 :]):
             model, view = bench_export.model_at(bench_export.TINY, sparsity, gates)
             macs[sparsity, gates] = count_macs(model)
             for runtime, form in (("tflite", TFLITE), ("executorch", EXECUTORCH)):
