@@ -52,7 +52,7 @@ class Candidate:
 
 
 def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
-    """Rows with the keys that docs/results/bench-export.json promises, and gates, export_seconds, export_peak_mb, speedup.
+    """Rows with the keys that docs/results/bench-export.json promises, gates, export_seconds, export_peak_mb, speedup.
 
     ratio:   5th percentile over that of the stock TFLite file of the same model in the same run
     speedup: 5th percentile of the same runtime and precision for the dense model over this one's
