@@ -26,13 +26,13 @@ def xnnpack_width(kind: str, n: int) -> bool:
 
 
 def x86_width(kind: str, n: int) -> bool:
-    """xnnpack_width, and above 96 also not if n mod 32 is 1 to 16.
+    """xnnpack_width, and above 32 also not if n mod 32 is 1 to 16.
 
-    With AVX-512 a kernel takes 32 columns, and what is left over goes through one of 16. Of DeiT-tiny's fc1 161 to 176
-    outputs take 55 us so, 177 to 192 take 49 and 160 take 45 (ExecuTorch, two threads; TFLite alike). Up to 96 columns
-    it makes no difference, and small models need the choice.
+    With AVX-512 a kernel takes 32 columns, and what is left over goes through one of 16, which is no faster. From 192
+    inputs, 33 to 48 outputs take the 16 us that 64 take too; 161 to 176 take 55 us, 177 to 192 take 49 and 160 take 45
+    (ExecuTorch, two threads; TFLite alike). Up to 32 small models need the choice.
     """
-    return xnnpack_width(kind, n) and (n <= 96 or n % 32 == 0 or n % 32 > 16)
+    return xnnpack_width(kind, n) and (n <= 32 or n % 32 == 0 or n % 32 > 16)
 
 
 @dataclass(frozen=True, kw_only=True)
