@@ -14,8 +14,6 @@ from profiles import synthetic
 
 from pipeline import __main__ as cli
 from pipeline import benchmark, models, presets, profiling, sessions
-from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step, side_by_side
-from pipeline import models, presets, profiling, sessions
 from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_ops, bench_step, side_by_side
 from pipeline.model_names import MICRO
 from targets import Target
