@@ -81,7 +81,9 @@ def bench_ops(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
             for runtime, form in (("tflite", TFLITE), ("executorch", EXECUTORCH)):
                 say(f"  {runtime}, sparsity {sparsity:g}, gates {gates}")
                 path = Path(folder) / f"{sparsity:g}-{gates}{FORMATS[runtime].suffix}"
-                FORMATS[runtime].export(model, mean=view.mean, std=view.std, path=path, precision="fp32")
+                FORMATS[runtime].export(
+                    model, mean=view.mean, std=view.std, path=path, precision="fp32", calibration=None
+                )
                 graph = rewrite(model, view.mean, view.std, form)
                 work[runtime, sparsity, gates] = _work(graph)
                 loaded[runtime, sparsity, gates] = (
