@@ -19,12 +19,18 @@ def traces(*wholes: float, scale: float = 1.0) -> list[Trace]:
     shares = [0.1, 0.1, 0.1, 0.2]
     return [
         Trace(ops=tuple((name, scale * ms * share) for name, share in zip(OPS, shares, strict=True)), ms=scale * ms)
-        for ms in (*[100.0] * bench.WARMUP, *wholes)
+        for ms in wholes
     ]
 
 
-def test_the_quicker_half_is_averaged_and_adds_up():
-    kinds = bench._kinds(traces(3.0, 50.0, 1.0, 40.0))
+def test_rounds_that_were_slow_for_any_model_are_left_out_for_all():
+    warm = [0.1] * bench.WARMUP
+    rounds = bench._quicker([traces(*warm, 3.0, 50.0, 1.0, 2.0), traces(*warm, 3.0, 1.0, 1.0, 40.0)])
+    assert sorted(rounds) == [bench.WARMUP, bench.WARMUP + 2]
+
+
+def test_operations_are_averaged_by_kind_and_add_up():
+    kinds = bench._kinds(traces(3.0, 1.0))
     assert kinds[bench.ALL] == (4, pytest.approx(2.0))
     assert kinds["norms and residual sums"] == (2, pytest.approx(0.4))  # the layer behind a square is a norm's mean
     assert kinds["linear layers"] == (1, pytest.approx(0.2))

@@ -1,8 +1,8 @@
 """`make bench-ops`: what each kind of operation takes, dense and pruned, and why less than all saved work becomes time.
 
 The models are those of bench-export, random weights and the same share of every block. Times are the runtimes' own (see
-op_profilers.py), dense and pruned in turn in one process; of every model's inferences the quicker half is averaged, so
-that a slow moment of the machine is left out and operations still add up to the whole.
+op_profilers.py), dense and pruned in turn in one process; the quicker half of the rounds is averaged, so that slow
+moments of the machine are left out for all models alike, and operations still add up to the whole.
 """
 
 import tempfile
@@ -93,7 +93,9 @@ def bench_ops(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
                 )
         say(f"  profiling {len(loaded)} side by side")
         _in_turn([profiled.run for profiled in loaded.values()], QUICK_SECONDS if quick else SECONDS)
-        kinds = {key: _kinds(profiled.traces()) for key, profiled in loaded.items()}
+        traces = {key: profiled.traces() for key, profiled in loaded.items()}
+    rounds = _quicker(list(traces.values()))
+    kinds = {key: _kinds([mine[n] for n in rounds]) for key, mine in traces.items()}
     rows: list[Row] = []
     for key in sorted(kinds, key=lambda key: (key[0] != "tflite", key[1], key[2] != "inner")):
         dense = (key[0], *DENSE)
@@ -112,14 +114,19 @@ def _in_turn(runs: list[Callable[[], None]], seconds: float) -> None:
         rounds += 1
 
 
+def _quicker(traces: list[list[Trace]]) -> list[int]:
+    """The rounds, of all models in turn, that took least time together: the quicker half without the first ones."""
+    total_ms = [sum(trace.ms for trace in one) for one in zip(*traces, strict=True)]
+    warm = sorted(range(WARMUP, len(total_ms)), key=lambda n: total_ms[n])
+    return warm[: (len(warm) + 1) // 2]
+
+
 def _kinds(traces: list[Trace]) -> dict[str, tuple[int, float]]:
-    """Calls and milliseconds of each kind, REST and ALL, on average over the quicker half of the inferences."""
-    warm = sorted(traces[WARMUP:], key=lambda trace: trace.ms)
-    quicker = warm[: (len(warm) + 1) // 2]
-    names = [name for name, _ in quicker[0].ops]
+    """Calls and milliseconds of each kind, REST and ALL, on average over these inferences of one model."""
+    names = [name for name, _ in traces[0].ops]
     kinds = [_kind(name, before) for name, before in zip(names, ["", *names], strict=False)]
-    ms = np.mean([[ms for _, ms in trace.ops] for trace in quicker], axis=0)
-    whole = float(np.mean([trace.ms for trace in quicker]))
+    ms = np.mean([[ms for _, ms in trace.ops] for trace in traces], axis=0)
+    whole = float(np.mean([trace.ms for trace in traces]))
     found: dict[str, tuple[int, float]] = defaultdict(lambda: NONE)
     for kind, one in zip(kinds, ms.tolist(), strict=True):
         calls, total = found[kind]
