@@ -14,7 +14,7 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 VERBS := demo data shards prune profile deploy bench app hub stage pretrain compare paper-table models \
-	bench-step bench-probes bench-loader bench-export bench-batch bench-latency-budget bench-frontier env-size
+	bench-step bench-probes bench-loader bench-export bench-ops bench-batch bench-latency-budget bench-frontier env-size
 .PHONY: help env $(VERBS) test check format lock
 
 help: ## show this help
@@ -57,6 +57,7 @@ bench-step: ## time and memory of a training step, plain and pruning
 bench-probes: ## what the probes hold, for 10, 251 and 1,010 classes
 bench-loader: ## images per second of our training loader and timm's
 bench-export: ## our exports beside stock ones and other runtimes
+bench-ops: ## what each kind of operation takes, dense and pruned
 bench-batch: ## what the form for GPU delegates costs on the CPU
 bench-latency-budget: ## milliseconds against parameters as DAP's budget
 bench-frontier: ## accuracy over milliseconds of what was compared: RESULTS=docs/results/compare-...json

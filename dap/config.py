@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, get_args
 
-Gating = Literal["inner", "all"]
+Gating = Literal["inner", "heads", "all"]
 Probe = Literal["default", "reference"]
 Allocation = Literal["bpi", "uniform", "global"]
 Score = Literal["taylor", "magnitude"]
@@ -20,7 +20,8 @@ class PruneConfig:
     cost: Cost = "params"
     """What sparsity counts: "params", "macs", or "latency", the time that a device has measured for every block."""
     gates: Gating = "inner"
-    """Units that may go: "inner" (head width, hidden units) or "all" (also channels that a branch reads and writes)."""
+    """Units that may go: "inner" (head width, hidden units), "heads" (also whole heads) or "all" (head width, hidden
+    units, and channels that a branch reads and writes)."""
     allocation: Allocation = "bpi"
     """How blocks share the budget: "bpi" (their measured benefit), "uniform" (a control: the same share each) or
     "global" (a control: no shares, the best units of all blocks stay; nothing is probed)."""

@@ -17,7 +17,8 @@ from torch import nn
 from dap.allocate import block_budget
 
 Ints = NDArray[np.int64]
-CostOf = Callable[[int | Ints, int | Ints, int | Ints], Ints]
+CostOf = Callable[..., Ints]
+"""(kept inputs, inner width, outputs), and kept heads where they are not all; each a number or an array"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,15 @@ class BranchShape:
     gated: bool = False
     """Whether an MLP's first layer computes a gate beside every hidden unit."""
 
-    def params(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
+    def params(
+        self, inputs: int | Ints, width: int | Ints, outputs: int | Ints, heads: int | Ints | None = None
+    ) -> Ints:
         """Parameters at these kept widths: kept inputs x kept outputs + kept outputs per linear layer, 2 D of the norm.
 
+        heads: how many are kept; None: all
         0 as soon as one of the widths is 0: the branch then is a constant, which is folded into what precedes it.
         """
-        inner = self.heads * np.asarray(width)
+        inner = (self.heads if heads is None else heads) * np.asarray(width)
         inputs, outputs = np.asarray(inputs), np.asarray(outputs)
         return np.where((inputs > 0) & (inner > 0) & (outputs > 0), self.params_alive(inputs, inner, outputs), 0)
 
@@ -57,9 +61,9 @@ class BranchShape:
         cost = inputs * into + bias + inner * outputs + outputs + 2 * self.dim
         return cost + outputs if self.layer_scale else cost
 
-    def macs(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints) -> Ints:
-        """MACs for one image at these kept widths, the attention products (2 N^2 H K) included."""
-        inner = self.heads * np.asarray(width)
+    def macs(self, inputs: int | Ints, width: int | Ints, outputs: int | Ints, heads: int | Ints | None = None) -> Ints:
+        """MACs for one image at these kept widths, the attention products (2 N^2 H K) included; heads as for params."""
+        inner = (self.heads if heads is None else heads) * np.asarray(width)
         inputs, outputs = np.asarray(inputs), np.asarray(outputs)
         into = self._into(inner)
         cost = self.tokens * (inputs * into + inner * outputs)
@@ -139,7 +143,7 @@ class Costs:
     budget: int
     """What the blocks may keep."""
     of: tuple[CostOf, ...]
-    """Cost of each block at any widths: kept inputs, inner width, outputs."""
+    """Cost of each block at any widths."""
 
     @property
     def other(self) -> int:

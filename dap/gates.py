@@ -33,6 +33,7 @@ from timm.layers.mlp import GluMlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from dap.config import Gating
 from dap.cost import BranchShape
 from dap.supported import MASKS, check_storable, refuse
 
@@ -125,7 +126,7 @@ class Gate:
     """One shared mask and the linear layer it acts on."""
 
     name: str
-    """ "in", "width" or "out"."""
+    """ "in", "width", "heads" or "out"."""
     length: int
     """Elements of the gate."""
     linear: nn.Linear
@@ -144,11 +145,33 @@ class Gate:
         return values.view(self.copies, self.length).sum(0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadGate(Gate):
+    """A gate over whole heads."""
+
+    each: int
+    """Neighbours that share one element: K."""
+
+    def spread(self, mask: Tensor) -> Tensor:
+        """(length,) -> the mask of all columns."""
+        return mask.repeat_interleave(self.each)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """One value per column -> (length,), the sum over a head."""
+        return values.view(self.length, self.each).sum(1)
+
+
+def head_gate(branch: Branch) -> HeadGate:
+    """What an attention's heads put out, before they are mixed."""
+    shape = branch.shape
+    return HeadGate(name="heads", length=shape.heads, linear=branch.out_of, side="cols", each=shape.width)
+
+
 class Gates:
     """The masks of a model. The parameters stay the same objects, so an optimizer may be built before or after."""
 
-    def __init__(self, branches: list[Branch], which: Literal["inner", "all"]) -> None:
-        """which: "inner": head channels, hidden units; "all": also inputs and outputs."""
+    def __init__(self, branches: list[Branch], which: Gating) -> None:
+        """which: of PruneConfig."""
         self.gates = [_gates_of(branch, which) for branch in branches]
         self._flat = [gate for block in self.gates for gate in block]
         attach(self._flat)
@@ -175,14 +198,16 @@ class Gates:
         detach(self._flat)
 
 
-def _gates_of(branch: Branch, which: Literal["inner", "all"]) -> list[Gate]:
+def _gates_of(branch: Branch, which: Gating) -> list[Gate]:
     shape = branch.shape
     into, out_of = branch.into, branch.out_of
     if shape.kind == "attn":
         width = Gate(name="width", length=shape.width, linear=into, side="rows", copies=3 * shape.heads)
     else:  # behind the activation, and a GluMlp's product; for a hard mask no different from before them
         width = Gate(name="width", length=shape.width, linear=out_of, side="cols")
-    if which == "inner":
+    if which == "heads" and shape.kind == "attn":
+        return [width, head_gate(branch)]
+    if which != "all":
         return [width]
     enter = Gate(name="in", length=shape.dim, linear=into, side="cols")
     return [enter, width, Gate(name="out", length=shape.dim, linear=out_of, side="rows")]

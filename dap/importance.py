@@ -1,7 +1,7 @@
 """Which elements of a block go first, and how many of each block fit the budget. Pure functions on NumPy arrays.
 
-A block's gates (in, width, out) are ranked together; element 0 of the joint ranking is cut first. Cutting is described
-by one number per block, the elements kept from the top, and a curve: cost of the block at 0, 1, ... E kept elements.
+A block's gates (in, width, heads, out) are ranked together; element 0 of the joint ranking is cut first. Cutting is
+described by one number per block, the elements kept from the top, and a curve: the block's cost at 0, 1, ... E of them.
 Scores hold the square of the element's own mask (see dap.gates), so that what has been masked keeps low ranks: blocks
 win their budget back at any update, single elements hardly change places with those that stayed.
 Shape suffix: E elements of all gates of one block.
@@ -128,10 +128,24 @@ def width_choices(kind: str, heads: int, width: int, allowed: Callable[[str, int
     allowed: (layer kind, n) -> bool with layer kind "qkv" (n = heads x head width) or "hidden" (n = hidden units)
     Raises ValueError if the rule leaves no width at all.
     """
-    if allowed is None:
-        return np.arange(width + 1)
-    layer = "qkv" if kind == "attn" else "hidden"
-    fitting = [m for m in range(1, width + 1) if allowed(layer, heads * m)]
-    if not fitting:
+    fitting = inner_choices(kind, heads * np.arange(width + 1), allowed)
+    if len(fitting) == 1:
+        layer = _layer(kind)
         raise ValueError(f"allowed_width permits no width of a {layer!r} layer up to {heads * width}: loosen the rule")
-    return np.array([0, *fitting], dtype=np.int64)
+    return fitting
+
+
+def inner_choices(kind: str, inner_M: Ints, allowed: Callable[[str, int], bool] | None) -> Ints:
+    """Numbers m of kept elements that may be chosen: 0 and those whose layer the hardware likes.
+
+    inner_M: (M,) hidden units, or channels of all heads together, at m = 0 .. M - 1 kept elements
+    allowed: as for width_choices
+    """
+    layer = _layer(kind)
+    fits = [m == 0 or (n > 0 and (allowed is None or allowed(layer, n))) for m, n in enumerate(inner_M.tolist())]
+    return np.flatnonzero(fits)
+
+
+def _layer(kind: str) -> str:
+    """What a rule calls the layer that a block's inner width is the output of."""
+    return "qkv" if kind == "attn" else "hidden"

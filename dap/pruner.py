@@ -61,8 +61,8 @@ class Pruner:
         latency: LatencyTable | None = None,
     ) -> None:
         """allowed_width: rule of the target device, (layer kind, n) -> bool with layer kind "qkv" (n = heads x head
-        width) or "hidden" (n = hidden units); needs gates="inner". A block may also go wholly.
-        latency: what the model's blocks cost on the device, for cost="latency" alone; needs gates="inner" too
+        width, kept ones) or "hidden" (n = hidden units); not for gates="all". A block may also go wholly.
+        latency: what the model's blocks cost on the device, for cost="latency" alone; needs gates="inner"
         """
         if steps_per_epoch < 1 or epochs < 1:
             raise ValueError(f"a run needs at least one step and one epoch, got {steps_per_epoch} and {epochs}")
@@ -91,6 +91,7 @@ class Pruner:
         )
         for b in np.flatnonzero(self._costs.stays):
             self._choices[b] = self._choices[b][self._choices[b] > 0]
+        self._allowed_width = allowed_width
 
         device = next(self.model.parameters()).device
         self._indicator = Indicator(
@@ -112,7 +113,8 @@ class Pruner:
     def _begin(self, device: torch.device) -> None:
         """The state of a run before its first step."""
         self._lengths = [[gate.length for gate in block] for block in self._gates.gates]
-        self._ranks = [np.arange(sum(lengths)) for lengths in self._lengths]
+        nothing = [np.zeros(sum(lengths)) for lengths in self._lengths]
+        self._ranks = [self._joint_ranks(b, score_E, np.arange(len(score_E))) for b, score_E in enumerate(nothing)]
         # block of every unit, the best unit first; only allocation="global" looks at it
         self._order = np.repeat(np.arange(len(self._ranks)), [len(ranks) for ranks in self._ranks])
         self._kept = [len(ranks) for ranks in self._ranks]
@@ -213,7 +215,7 @@ class Pruner:
                     bpi_class=None if self._bpi is None else float(self._bpi[0, b]),
                     bpi_patch=None if self._bpi is None else float(self._bpi[1, b]),
                     keep_ratio=float(self._costs.of[b](*kept)) / float(self._costs.dense[b]),
-                    heads=branch.shape.heads if min(kept) > 0 else 0,
+                    heads=(kept[3] if len(kept) > 3 else branch.shape.heads) if min(kept) > 0 else 0,
                     width=int(kept[1]) if min(kept) > 0 else 0,
                 )
             )
@@ -230,11 +232,7 @@ class Pruner:
         if self.config.allocation == "global":
             self._order, self._ranks = importance.global_ranks(scores, self._ranks)
         else:
-            for b, branch in enumerate(self._branches):
-                names = [gate.name for gate in self._gates.gates[b]]
-                parts = np.split(scores[b], np.cumsum(self._lengths[b])[:-1])
-                by_gate = dict(zip(names, parts, strict=True))
-                self._ranks[b] = importance.joint_ranks(branch.shape.kind, by_gate, self._ranks[b])
+            self._ranks = [self._joint_ranks(b, scores[b], ranks) for b, ranks in enumerate(self._ranks)]
         if self.config.allocation != "global" and seen > 0:
             self._bpi = self._bpi_sum.cpu().numpy().astype(np.float64) / seen
             costs = self._costs
@@ -256,6 +254,13 @@ class Pruner:
         self._bpi_sum.zero_()
         self._bpi_skipped.zero_()
         self._scored_steps = 0
+
+    def _joint_ranks(self, b: int, score_E: Array, previous_E: Ints) -> Ints:
+        """Ranks of block b's elements, the gates ranked together."""
+        names = [gate.name for gate in self._gates.gates[b]]
+        parts = np.split(score_E, np.cumsum(self._lengths[b])[:-1])
+        by_gate = dict(zip(names, parts, strict=True))
+        return importance.joint_ranks(self._branches[b].shape.kind, by_gate, previous_E)
 
     def _final_ratios(self) -> Array:
         """(B,) kappa, the share of each block to keep at the final sparsity; all equal before the first measurement."""
@@ -283,7 +288,8 @@ class Pruner:
                 target_B = np.maximum(target_B, costs.least)
             else:
                 target_B = costs.dense * (1.0 - progress * (1.0 - self._final_ratios()))
-            self._kept = importance.select_counts(curves, target_B.tolist(), budget, self._choices)
+            choices = [self._choices_now(b) for b in range(len(curves))]
+            self._kept = importance.select_counts(curves, target_B.tolist(), budget, choices)
         self._set_masks(temperature)
         blocks = self.blocks()
         kept = [block["keep_ratio"] * dense for block, dense in zip(blocks, self._costs.dense.tolist(), strict=True)]
@@ -300,18 +306,32 @@ class Pruner:
         masks = [rank_mask(r, len(r) - kept, temperature) for r, kept in zip(self._ranks, self._kept, strict=True)]
         self._gates.set([torch.from_numpy(mask).to(self._score_sum) for mask in masks])
 
+    def _choices_now(self, b: int) -> Ints:
+        """Numbers of block b's elements that may stay; which heads and channels those are decides about the layer."""
+        shape = self._branches[b].shape
+        if self.config.gates != "heads" or shape.kind != "attn":
+            return self._choices[b]
+        counts = self._all_counts(b)
+        return importance.inner_choices(shape.kind, counts[:, 1] * counts[:, 3], self._allowed_width)
+
     def _all_counts(self, b: int) -> Ints:
-        """(E + 1, 3) kept inputs, inner width and outputs of block b at 0 .. E kept elements."""
+        """(E + 1, 3) kept inputs, inner width and outputs of block b at 0 .. E kept elements.
+
+        With gates="heads" there are four columns, the last one of kept heads.
+        """
         gate_of_E = np.repeat(np.arange(len(self._lengths[b])), self._lengths[b])
         counts = importance.kept_per_gate(self._ranks[b], gate_of_E, len(self._lengths[b]))
         if self.config.gates == "all":
             return counts
-        dim = np.full((len(counts), 1), self._branches[b].shape.dim)
-        return np.concatenate([dim, counts, dim], axis=1)
+        shape = self._branches[b].shape
+        dim = np.full((len(counts), 1), shape.dim)
+        columns = [dim, counts[:, :1], dim]
+        if self.config.gates == "heads":
+            columns.append(counts[:, 1:] if shape.kind == "attn" else np.ones_like(dim))
+        return np.concatenate(columns, axis=1)
 
-    def _kept_counts(self, b: int, kept: int) -> tuple[int, int, int]:
-        inputs, width, outputs = self._all_counts(b)[kept]
-        return int(inputs), int(width), int(outputs)
+    def _kept_counts(self, b: int, kept: int) -> tuple[int, ...]:
+        return tuple(self._all_counts(b)[kept].tolist())
 
     def _kept_indices(self) -> list[dict[str, Tensor]]:
         """Per block and gate, the sorted indices of the kept elements; channels that are not gated are all there."""
@@ -382,17 +402,17 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _check_inner(config: PruneConfig, rule: Any, latency: LatencyTable | None) -> None:
-    """Raises ValueError for what does not go with all gates, or a table without its cost."""
-    if rule is not None and config.gates != "inner":
-        raise ValueError('allowed_width works with gates="inner" only: with "all" every width changes the others')
+    """Raises ValueError for what does not go with these gates, or a table without its cost."""
+    if rule is not None and config.gates == "all":
+        raise ValueError('allowed_width works with gates="inner" or "heads": with "all" every width changes the others')
     if (latency is None) == (config.cost == "latency"):
         raise ValueError('cost="latency" and a table of latencies belong together: give both or neither')
     if latency is not None and config.gates != "inner":
-        raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths, no channels')
+        raise ValueError('cost="latency" works with gates="inner" only: a table knows inner widths of all heads')
 
 
 def _choices(config: PruneConfig, shape: BranchShape, rule: Callable[[str, int], bool] | None) -> Ints:
     """Numbers of a block's elements that may stay."""
-    if config.gates == "inner":
-        return importance.width_choices(shape.kind, shape.heads, shape.width, rule)
-    return np.arange(2 * shape.dim + shape.width + 1)
+    if config.gates == "all":
+        return np.arange(2 * shape.dim + shape.width + 1)
+    return importance.width_choices(shape.kind, shape.heads, shape.width, rule)

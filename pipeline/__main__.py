@@ -174,6 +174,9 @@ def prune(
             help="dap, a rival (savit, wdpruning, isomorphic), a control (uniform, taylor, magnitude) or dense."
         ),
     ] = "dap",
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Let whole attention heads go too, for dap and its controls.")
+    ] = False,
     released: Annotated[
         bool, typer.Option("--released", help="Repeat the known mistakes of savit's or wdpruning's released code.")
     ] = False,
@@ -240,6 +243,8 @@ def prune(
     if latency_ms is not None:
         config = presets.with_latency(config, latency_ms)
     config = presets.with_method(config, method, released=released)
+    if heads:
+        config = dataclasses.replace(config, pruning=dataclasses.replace(config.pruning, gates="heads"))
     folder = sessions.folder_of(run or presets.run_name(config))
     sessions.train(folder, config)
     console.tell(f"report: {folder / 'report.html'}")

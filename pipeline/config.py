@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dap import PruneConfig
 from pipeline.data.names import parse_subset
-from pipeline.methods import METHODS, ON_LATENCY, RELEASED
+from pipeline.methods import GATED, METHODS, ON_LATENCY, RELEASED
 from pipeline.model_names import MICRO, check_size, patch_of
 from targets import TARGETS, strict
 
@@ -163,6 +163,10 @@ class RunConfig:
                 raise ValueError(f"LATENCY_MS={self.latency_ms} must be a number of milliseconds above 0")
             if self.method not in ON_LATENCY:
                 raise ValueError(f"LATENCY_MS is for METHOD={', '.join(ON_LATENCY)}; {self.method} takes SPARSITY")
+            if self.pruning.gates == "heads":
+                raise ValueError("HEADS=1 takes SPARSITY, not LATENCY_MS: profiles are of narrower heads, not of fewer")
+        if self.pruning.gates == "heads" and self.method not in GATED:
+            raise ValueError(f"HEADS=1 is for METHOD={', '.join(GATED)}; {self.method} decides about heads by itself")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
         if self.seed < 0:

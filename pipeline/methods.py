@@ -46,8 +46,8 @@ METHODS = {
 }
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "dap": {"reference": {"probe": "reference"}, "all-gates": {"gates": "all"}},
-    "uniform": {"all-gates": {"gates": "all"}},
+    "dap": {"reference": {"probe": "reference"}, "heads": {"gates": "heads"}, "all-gates": {"gates": "all"}},
+    "uniform": {"heads": {"gates": "heads"}, "all-gates": {"gates": "all"}},
 }
 """method -> variant -> settings of PruneConfig in which it differs; `released` variants are in RELEASED"""
 

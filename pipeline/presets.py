@@ -164,6 +164,8 @@ def run_name(config: RunConfig) -> str:
         path = own if "://" in own else str(Path(own).expanduser().resolve())
         dataset += f"-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
     method = f"{config.method}-released" if config.released else config.method
+    if config.pruning.gates == "heads":
+        method += "-heads"
     if config.teacher:
         method += "-distill"
     budget = f"{config.pruning.sparsity:g}"

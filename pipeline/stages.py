@@ -275,7 +275,7 @@ def _pruned_model(
         rotate_heads(model, (images for images, _ in context.calibration_batches(ROTATION_STEPS)))
     training = context.stages["prune" if config.prune else "finetune"]
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
-    rule = TARGETS[config.target].allowed_width if config.pruning.gates == "inner" else None
+    rule = TARGETS[config.target].allowed_width if config.pruning.gates != "all" else None
     pruning, latency = latency_budget.budget_of(context.run, len(model.blocks))
     return model, build(
         config.method,

@@ -20,9 +20,19 @@ def xnnpack_width(kind: str, n: int) -> bool:
     """Whether XNNPACK runs a linear layer of n outputs at full speed: not if n mod 16 is 1 to 8.
 
     There it falls back to a kernel eight columns wide, which with AVX2 costs up to 1.7 times in ExecuTorch and 1.17 in
-    TFLite, more than the next good width does. With AVX-512 nothing of it was seen; Arm has not been measured.
+    TFLite, more than the next good width does. Arm has not been measured.
     """
     return n % 16 == 0 or n % 16 > 8
+
+
+def x86_width(kind: str, n: int) -> bool:
+    """xnnpack_width, and above 32 also not if n mod 32 is 1 to 16.
+
+    With AVX-512 a kernel takes 32 columns, and what is left over goes through one of 16, which is no faster. From 192
+    inputs, 33 to 48 outputs take the 16 us that 64 take too; 161 to 176 take 55 us, 177 to 192 take 49 and 160 take 45
+    (ExecuTorch, two threads; TFLite alike). Up to 32 small models need the choice.
+    """
+    return xnnpack_width(kind, n) and (n <= 32 or n % 32 == 0 or n % 32 > 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +116,13 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         # A second thread gains nothing for a model of a few milliseconds, and waits when another process has its core.
-        Target(name="host", formats=("tflite", "executorch", "coreml"), threads=1, driver="local"),
+        Target(
+            name="host",
+            formats=("tflite", "executorch", "coreml"),
+            threads=1,
+            allowed_width=x86_width,
+            driver="local",
+        ),
         Target(
             name="ios",
             formats=("coreml", "executorch-coreml"),

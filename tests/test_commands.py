@@ -14,7 +14,7 @@ from profiles import synthetic
 
 from pipeline import __main__ as cli
 from pipeline import benchmark, models, presets, profiling, sessions
-from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_step, side_by_side
+from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_ops, bench_step, side_by_side
 from pipeline.model_names import MICRO
 from targets import Target
 from targets import profile as profiles
@@ -45,6 +45,7 @@ def place(tmp_path_factory, image_folder, one_format):
         patch.setattr(bench_export, "REDUCED", ())
         patch.setattr(bench_export, "QUICK", BRIEF)
         patch.setattr(bench_export, "shell_of", partial(models.shell_of, depth=2))
+        patch.setattr(bench_ops, "QUICK_SECONDS", 0.5)
         patch.setattr(bench_latency, "QUICK", BRIEF)
         patch.setattr(side_by_side, "SECONDS", 0.5)
         patch.setattr(bench_loader, "BATCH", 4)
@@ -116,6 +117,7 @@ def test_demo(place, deployed):
         ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
         ("bench-export QUICK=1 OUT=export.json", "results: export.json"),
         ("bench-batch QUICK=1 OUT=batch.json", "results: batch.json"),
+        ("bench-ops QUICK=1 OUT=ops.json", "results: ops.json"),
     ],
 )
 def test_a_verb(place, deployed, capsys, image_folder, line, expected):

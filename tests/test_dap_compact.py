@@ -50,6 +50,8 @@ def cut(model: Any, which: Any, kept: list[dict[str, list[int]]]) -> tuple[torch
 
 def lengths(model: Any, which: str) -> list[dict[str, int]]:
     shapes = [branch.shape for branch in branches_of(model)]
+    if which == "heads":
+        return [{"width": s.width, "heads": s.heads} if s.kind == "attn" else {"width": s.width} for s in shapes]
     return [{"in": s.dim, "width": s.width, "out": s.dim} if which == "all" else {"width": s.width} for s in shapes]
 
 
@@ -66,7 +68,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("which", ["inner", "heads", "all"])
 @given(data=st.data())
 @settings(max_examples=6, deadline=None)
 def test_compact_equals_masked(kind: str, which: str, data: st.DataObject) -> None:
@@ -115,7 +117,7 @@ def test_every_block_keeps_its_own_drop_path() -> None:
     assert rates == [[pytest.approx(rate)] * 2 for rate in (0.0, 0.1, 0.2)]
 
 
-@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("which", ["inner", "heads", "all"])
 @pytest.mark.parametrize("dead", list(itertools.product([0, 1], repeat=4)))
 def test_every_combination_of_branches_that_are_gone(which: str, dead: tuple[int, ...]) -> None:
     model = tiny_vit(init_values=0.5, distilled=True)
@@ -160,7 +162,7 @@ def test_macs_of_deit_tiny() -> None:
     assert count_macs(model) == pytest.approx(1.2535e9, rel=2e-3)  # the design notes' figure
 
 
-@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("which", ["inner", "heads", "all"])
 @pytest.mark.parametrize("distilled", [False, True])
 def test_save_load_gives_identical_logits_and_exports(which: Any, distilled: bool, tmp_path: Path) -> None:
     model = tiny_vit(distilled=distilled, init_values=0.1, drop_path_rate=0.1)
@@ -184,7 +186,7 @@ def test_save_load_gives_identical_logits_and_exports(which: Any, distilled: boo
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["architecture.json", "weights.safetensors"]
 
 
-@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("which", ["inner", "heads", "all"])
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_vits_are_pruned_and_stored(kind: str, which: Any, tmp_path: Path) -> None:
     model = tiny_vit(**OTHERS[kind])
@@ -281,7 +283,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         load_compact(folder)
 
 
-@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("which", ["inner", "heads", "all"])
 def test_the_small_model_keeps_how_it_wants_its_images_and_how_it_is_trained(which: Any, tmp_path: Path) -> None:
     model: Any = timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=32, init_values=0.5)
     model.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)

@@ -31,7 +31,7 @@ def saved(model: Any, folder: Path, **options: Any) -> str:
     return f"local-dir:{folder}"
 
 
-@pytest.mark.parametrize("which", ["inner", "all"])
+@pytest.mark.parametrize("which", ["inner", "heads", "all"])
 @pytest.mark.parametrize("changes", [{}, {"distilled": True}, *OTHERS.values()])
 def test_timm_loads_the_folder(changes: dict[str, Any], which: str, tmp_path: Path) -> None:
     model = small(which, **changes)

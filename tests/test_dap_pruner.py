@@ -121,6 +121,36 @@ def test_a_run_ends_within_one_unit_of_its_target(gates: Any, cost: Any, allocat
         assert max(ratios) - min(ratios) < 0.2  # one head channel is a twelfth of its block
 
 
+@pytest.mark.parametrize("cost", ["params", "macs"])
+@pytest.mark.parametrize("allocation", ["bpi", "uniform", "global"])
+def test_whole_heads_go(cost: Any, allocation: Any) -> None:
+    """On target, at widths that the device likes for all heads together, and the small model is the masked one."""
+    config = PruneConfig(sparsity=0.7, gates="heads", cost=cost, allocation=allocation)
+    asked: list[tuple[str, int]] = []
+
+    def allowed(layer: str, n: int) -> bool:
+        asked.append((layer, n))
+        return n % 2 == 0
+
+    model, pruner, optimizer = make(config, tiny_vit(num_heads=4), allowed_width=allowed)
+    updates = train(model, pruner, optimizer, batches(STEPS))
+    hard = pruner.harden()
+    assert hard == updates[-1]
+    expected, dense = logits(model), (count_params if cost == "params" else count_macs)(tiny_vit(num_heads=4))
+    small: Any = pruner.finalize()
+    held = (count_params if cost == "params" else count_macs)(small)
+    assert 0.25 * dense < held <= 0.3 * dense
+    assert 1 - held / dense == pytest.approx(hard["sparsity"], abs=1e-9)
+    torch.testing.assert_close(logits(small), expected, atol=1e-5, rtol=1e-5)
+    attentions = [block for block in hard["blocks"] if block["name"].startswith("attn") and block["width"]]
+    assert attentions and min(block["heads"] for block in attentions) < 4
+    assert [(block.attn.num_heads, block.attn.head_dim) for block in small.blocks if block.attn is not None] == [
+        (block["heads"], block["width"]) for block in attentions
+    ]
+    assert all(("qkv", block["heads"] * block["width"]) in asked for block in attentions)
+    assert all(block["heads"] * block["width"] % 2 == 0 for block in hard["blocks"])
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9])
 def test_stock_deits_meet_the_target(size: str, sparsity: float) -> None:

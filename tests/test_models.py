@@ -10,6 +10,7 @@ from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
+from dap import PruneConfig
 from pipeline import model_names, models, presets
 from pipeline.data.view import View
 from pipeline.errors import EnvironmentLacks, short
@@ -214,3 +215,10 @@ def test_a_runs_name_says_the_size_if_it_was_given():
     config = presets.digits(0.5)
     assert presets.run_name(config) == f"digits-{MICRO}-dap-0.5-seed0"
     assert presets.run_name(replace(config, img_size=32)) == f"digits-{MICRO}-32px-dap-0.5-seed0"
+
+
+def test_a_run_of_whole_heads_has_a_name_of_its_own_and_a_method_that_can():
+    config = replace(presets.digits(0.5), pruning=PruneConfig(sparsity=0.5, gates="heads"))
+    assert presets.run_name(config) == f"digits-{MICRO}-dap-heads-0.5-seed0"
+    with pytest.raises(ValueError, match="HEADS=1 is for METHOD=dap, uniform, taylor, magnitude; savit decides"):
+        presets.with_method(config, "savit")

@@ -352,6 +352,7 @@ def test_a_profile_of_any_target_is_allocated_under(target, allocation, tmp_path
         ({"method": "savit", "prune": None}, "LATENCY_MS is for METHOD=dap, uniform, taylor, magnitude; savit takes"),
         ({"method": "dense", "prune": None, "finetune": None}, "dense takes SPARSITY"),
         ({"pruning": PruneConfig()}, "belong together"),
+        ({"pruning": PruneConfig(cost="latency", gates="heads")}, "HEADS=1 takes SPARSITY"),
         ({"latency_ms": None}, "belong together"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_targets_validate import AT_LIMIT, latency, measured
 
-from targets import TARGETS, executorch
+from targets import TARGETS, executorch, xnnpack_width
 from targets import latency as latency_protocol
 from targets.budget import LIMITS, Budget, FormatBudget, check_limit, load_budget
 from targets.formats import FORMATS
@@ -222,3 +222,13 @@ def test_a_limit_that_nothing_or_everything_meets_is_refused(name, value, messag
         return
     with pytest.raises(ValueError, match=message):
         check_limit(name, value)
+
+
+def test_widths_that_x86_runs_at_full_speed() -> None:
+    rule = TARGETS["host"].allowed_width
+    assert rule is not None
+    likes = [n for n in range(1, 193) if rule("hidden", n)]
+    assert [n for n in likes if n > 96] == [*range(121, 129), *range(153, 161), *range(185, 193)]
+    assert [n for n in likes if 32 < n <= 96] == [*range(57, 65), *range(89, 97)]
+    assert [n for n in likes if n <= 32] == [n for n in range(1, 33) if xnnpack_width("hidden", n)]
+    assert TARGETS["rpi5"].allowed_width is xnnpack_width  # not measured on Arm

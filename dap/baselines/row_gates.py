@@ -1,9 +1,8 @@
 """WD-Prune's gates: whole heads and the output rows of proj, fc1 and fc2, with the gradient of every mask.
 
-Key: E elements of one block's gates, K head width; R rows (outputs) and C columns (inputs) of a linear layer.
+Key: E elements of one block's gates; R rows (outputs) and C columns (inputs) of a linear layer.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -11,23 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dap.gates import Branch, Gate, attach, detach, fill, mask_of, masked
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadGate(Gate):
-    """A gate over whole heads."""
-
-    each: int
-    """Neighbours that share one element: K."""
-
-    def spread(self, mask: Tensor) -> Tensor:
-        """(length,) -> the mask of all columns."""
-        return mask.repeat_interleave(self.each)
-
-    def gather(self, values: Tensor) -> Tensor:
-        """One value per column -> (length,), the sum over a head."""
-        return values.view(self.length, self.each).sum(1)
+from dap.gates import Branch, Gate, attach, detach, fill, head_gate, mask_of, masked
 
 
 class RowGates:
@@ -73,7 +56,7 @@ def _gates_of(branch: Branch) -> list[Gate]:
     shape, out_of = branch.shape, branch.out_of
     leave = Gate(name="out", length=shape.dim, linear=out_of, side="rows")
     if shape.kind == "attn":
-        return [HeadGate(name="heads", length=shape.heads, linear=out_of, side="cols", each=shape.width), leave]
+        return [head_gate(branch), leave]
     return [Gate(name="width", length=shape.width, linear=branch.into, side="rows"), leave]
 
 

@@ -41,7 +41,7 @@ def bench_batch(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
     calls: dict[str, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for sparsity in SPARSITIES:
-            model, view = bench_export._model(bench_export.TINY, sparsity)
+            model, view = bench_export.model_at(bench_export.TINY, sparsity)
             image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
             for precision in PRECISIONS:
                 before, ours = (Path(folder) / f"{variant}-{sparsity:g}-{precision}.tflite" for variant in ("b", "o"))

@@ -18,6 +18,7 @@ import torch
 from timm.models import VisionTransformer
 
 from dap import PruneConfig, Pruner, count_macs
+from dap.config import Gating
 from pipeline.data.view import View
 from pipeline.models import shell_of
 from pipeline.train.evaluate import predictor
@@ -31,6 +32,9 @@ CLASSES = 100
 TINY, SMALL = "deit_tiny_patch16_224", "deit_small_patch16_224"
 REDUCED = (TINY,)
 """models whose dense form is exported in less than float32 too"""
+DENSE: tuple[float, Gating] = (0.0, "inner")
+PRUNED: tuple[tuple[float, Gating], ...] = ((0.5, "inner"), (0.5, "heads"), (0.75, "inner"), (0.75, "heads"))
+"""sparsity, and what may go"""
 MAIN = {("tflite", "fp32"), ("executorch", "fp32"), ("coreml", "fp16")}
 PEERS = ("onnxruntime", "openvino")
 FULL = Protocol(name="bench", seconds=60.0, min_samples=100, warmup=5, cooldown_s=5.0)
@@ -48,24 +52,30 @@ class Candidate:
 
 
 def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
-    """Rows with the keys that docs/results/bench-export.json promises, and export_seconds, export_peak_mb, speedup.
+    """Rows with the keys that docs/results/bench-export.json promises, gates, export_seconds, export_peak_mb, speedup.
 
     ratio:   5th percentile over that of the stock TFLite file of the same model in the same run
     speedup: 5th percentile of the same runtime and precision for the dense model over this one's
     A peer that is not installed is left out, and told.
     """
     rows = []
-    for name, sparsities in ((TINY, (0.0, 0.5, 0.75)), (SMALL, (0.0,)))[: 1 if quick else None]:
+    for name, made in ((TINY, (DENSE, *PRUNED)), (SMALL, (DENSE,)))[: 1 if quick else None]:
         with tempfile.TemporaryDirectory() as folder:
             candidates: list[Candidate] = []
-            for sparsity in sparsities if not quick else (0.0, 0.5):
-                model, view = _model(name, sparsity)
+            for sparsity, gates in made[:2] if quick else made:
+                model, view = model_at(name, sparsity, gates)
                 image = np.random.default_rng(0).integers(0, 256, (1, view.size, view.size, 3), dtype=np.uint8)
                 want = predictor(model, view)(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy().astype(np.float64)
                 for candidate in _candidates(
-                    model, view, Path(folder) / f"{sparsity:g}", sparsity, reduced=name in REDUCED, quick=quick, say=say
+                    model,
+                    view,
+                    Path(folder) / f"{sparsity:g}-{gates}",
+                    sparsity,
+                    reduced=name in REDUCED,
+                    quick=quick,
+                    say=say,
                 ):
-                    candidate.row |= {"model": name, "sparsity": sparsity, "macs": count_macs(model)}
+                    candidate.row |= {"model": name, "sparsity": sparsity, "gates": gates, "macs": count_macs(model)}
                     if candidate.program is not None:
                         error = candidate.program(image).astype(np.float64).reshape(want.shape) - want
                         noise = max(float(np.square(error).sum()), 1e-30)
@@ -75,7 +85,8 @@ def bench_export(*, quick: bool, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def _model(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
+def model_at(name: str, sparsity: float, gates: Gating = "inner") -> tuple[VisionTransformer, View]:
+    """A model of random weights, pruned by the same share of every block at widths that the host target allows."""
     torch.manual_seed(0)
     model: Any = shell_of(name, CLASSES)
     view = View.of(model)
@@ -83,7 +94,7 @@ def _model(name: str, sparsity: float) -> tuple[VisionTransformer, View]:
         for parameter in model.parameters():  # norms, biases and embeddings of a fresh model would hide a wrong fold
             parameter.add_(0.02 * torch.randn_like(parameter))
     if sparsity:
-        config = PruneConfig(sparsity=sparsity, allocation="uniform")
+        config = PruneConfig(sparsity=sparsity, allocation="uniform", gates=gates)
         rule = TARGETS["host"].allowed_width
         model = Pruner(model, config, steps_per_epoch=1, epochs=1, allowed_width=rule).finalize()
     return model.eval(), view
@@ -199,7 +210,7 @@ def _timed(candidates: list[Candidate], image: np.ndarray, protocol: Protocol, s
             }
         )
     for row in rows:
-        stock = next(r for r in rows if r["sparsity"] == row["sparsity"] and
+        stock = next(r for r in rows if (r["sparsity"], r["gates"]) == (row["sparsity"], row["gates"]) and
                      (r["runtime"], r["variant"]) == ("tflite", "stock"))  # fmt: skip
         same = ("runtime", "variant", "precision")
         dense = next((r for r in rows if r["sparsity"] == 0 and all(r[k] == row[k] for k in same)), None)
@@ -278,7 +289,7 @@ def table(rows: list[Row]) -> str:
         timed = row["ms_p5"] is not None
         cells = [
             row["model"].removesuffix("_patch16_224"),
-            f"{100 * row['sparsity']:.0f} %",
+            f"{100 * row['sparsity']:.0f} %" + (", heads" if row["gates"] == "heads" else ""),
             f"{row['runtime']}, {row['variant']}" if row["runtime"] in FORMATS else row["runtime"],
             row["precision"],
             f"{row['ms_median']:.1f} / {row['ms_p5']:.1f}" if timed else "not measured",

@@ -221,6 +221,20 @@ def bench_export(
     _finish(out, "make bench-export", quick, rows, bench.report(rows))
 
 
+@app.command("bench-ops", epilog=EXIT_CODES)
+def bench_ops(
+    quick: Annotated[bool, typer.Option("--quick", help="75 % alone, for two seconds.")] = False,
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/bench-ops.json"
+    ),
+) -> None:
+    """What each kind of operation takes in TFLite and ExecuTorch, dense and pruned, by the runtimes' own profilers."""
+    from pipeline.experiments import bench_ops as bench
+
+    rows = bench.bench_ops(quick=quick, say=console.say)
+    _finish(out, "make bench-ops", quick, rows, bench.report(rows))
+
+
 @app.command("bench-batch", epilog=EXIT_CODES)
 def bench_batch(
     quick: Annotated[bool, typer.Option("--quick", help="Few samples.")] = False,
