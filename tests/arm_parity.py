@@ -28,7 +28,7 @@ from timm.models import VisionTransformer
 from dap import load_compact
 from pipeline.context import Context
 from pipeline.data.view import View
-from pipeline.experiments.bench_export import TINY, _model
+from pipeline.experiments.bench_export import TINY, model_at
 from pipeline.report.results import write_results
 from pipeline.runs import Run
 from pipeline.train.evaluate import predictor
@@ -73,7 +73,7 @@ def of_run(folder: Path, count: int) -> Case:
 
 def of_random_weights() -> Case:
     """A dense DeiT-tiny of random weights on noise."""
-    model, view = _model(TINY, 0.0)
+    model, view = model_at(TINY, 0.0)
     images = np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, view.size, view.size, 3), dtype=np.uint8)
     return Case(name=f"{TINY}, random weights", model=model, view=view, images=images)
 
