@@ -7,9 +7,10 @@ Probes see detached copies of the tokens: they learn along with the model and ne
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -112,7 +113,7 @@ class BatchedProbes(nn.Module):
             # one large product per block instead of one for every image
             mixed = mix @ x.reshape(images, 2, blocks, dim, h * w).permute(2, 3, 0, 1, 4).reshape(blocks, dim, -1)
             x = mixed.view(blocks, dim, images, 2, h * w).permute(2, 3, 0, 1, 4).reshape(images, -1, h, w)
-            x = F.batch_norm(x, None, None, scale.repeat(2), bias.repeat(2), training=True)
+            x = _batch_norm(x, scale.repeat(2), bias.repeat(2))
             x = F.relu(x, inplace=True)
         pooled_BsD = x.mean((2, 3)).reshape(images, 2, blocks, dim).permute(2, 1, 0, 3).reshape(blocks, -1, dim)
         if self.patch_reduce is not None:
@@ -179,10 +180,11 @@ class Indicator:
         self.optimizer = torch.optim.AdamW(kinds, fused=device.type in ("cpu", "cuda"))
 
     def learn(self, tokens: Tokens) -> Tensor:
-        """One training step of all probes.
+        """One training step of all probes, the same in all processes.
 
         Returns (2, B) float32, detached: the loss before minus the loss after each block, of the class-token probe and
-        the patch probe, in nats. Positive: the block helps. A step whose losses are not finite teaches nothing.
+        the patch probe, in nats, mean over processes. Positive: the block helps. A step whose losses are not finite
+        teaches nothing.
         """
         with torch.enable_grad(), torch.autocast(tokens.targets.device.type, enabled=False):
             parts, first = [], 0
@@ -195,9 +197,10 @@ class Indicator:
                 parts.append(loss.detach())
                 first += size
             loss_2BS = torch.cat(parts, dim=1)
+        bpi_2B = loss_2BS[..., 0] - loss_2BS[..., 1]
         # the probes start equal on all ranks (same seed) and so stay equal
         grads = [cast(Tensor, p.grad) for p in self.probes.parameters()]
-        average_over_ranks(grads)
+        average_over_ranks([*grads, bpi_2B])
         # A step with tokens that are not finite is one that the model's optimizer skips under a GradScaler. AdamW's
         # fused kernels leave such a step out by themselves, so that a GPU need not be waited for.
         overflow = ~get_total_norm(grads).isfinite()
@@ -207,7 +210,39 @@ class Indicator:
         elif not overflow:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss_2BS[..., 0] - loss_2BS[..., 1]
+        return bpi_2B
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def _batch_norm(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Batch norm over the images of all processes, of which each has as many; torch's SyncBatchNorm has no CPU.
+
+    x: (J, channels, h, w);  scale, bias: (channels,)
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes == 1:
+        return F.batch_norm(x, None, None, scale, bias, training=True)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    # in double: the difference of two large numbers may be small
+    moments = _Sum.apply(torch.stack([mean.double(), var.double() + mean.double().square()])) / processes
+    factor = scale * (moments[1] - moments[0].square() + 1e-5).rsqrt().float()
+    shift = bias - moments[0].float() * factor
+    return x * factor[:, None, None] + shift[:, None, None]
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

@@ -83,6 +83,7 @@ class Method(Decided, Protocol):
     def step(self, targets: Tensor, *, grad_scale: float | Tensor = 1.0) -> MaskUpdate | None:
         """Learn from one training step, after backward; returns what an update of the masks did, or None.
 
+        targets: of all forwards of the step, one after another
         grad_scale: what gradients are still multiplied by: GradScaler.get_scale(), unless unscale_() came before
         """
 

@@ -27,7 +27,7 @@ from dap.config import PruneConfig
 from dap.cost import BranchShape, LatencyTable, costs_of
 from dap.gates import Gates, branches_of, check_prunable
 from dap.indicator import Indicator
-from dap.method import BlockReport, MaskUpdate, average_over_ranks
+from dap.method import BlockReport, MaskUpdate
 from dap.schedule import Schedule, rank_mask
 from dap.tap import TokenTap
 
@@ -40,9 +40,10 @@ class Pruner:
 
     It masks the model's own weights and watches its residual stream through hooks. Parameters stay the same objects of
     the same names, so the optimizer may come before or after. Call step() once per optimizer step, after backward and
-    before gradients are clipped or cleared; with gradient accumulation the targets are those of the last micro-batch.
-    With several processes build it on every rank before the model is wrapped in DistributedDataParallel: statistics are
-    averaged over ranks, and all ranks decide the same.
+    before gradients are clipped or cleared; with gradient accumulation the targets are those of all micro-batches, one
+    after another (then `images_per_step` is needed), or of the last one, which the probes then see alone.
+    With several processes build it on every rank before the model is wrapped in DistributedDataParallel: what probes
+    learn is averaged over ranks in every step, and all ranks decide the same.
 
     Masks are integer buffers beside the weights: the model's state dict fits a model with a pruner of the same gates,
     and a copy of the model computes what it computes. So does timm's ModelEmaV3 (ModelEmaV2 averages integers too and
@@ -59,10 +60,13 @@ class Pruner:
         epochs: int,
         allowed_width: Callable[[str, int], bool] | None = None,
         latency: LatencyTable | None = None,
+        images_per_step: int | None = None,
     ) -> None:
         """allowed_width: rule of the target device, (layer kind, n) -> bool with layer kind "qkv" (n = heads x head
         width, kept ones) or "hidden" (n = hidden units); not for gates="all". A block may also go wholly.
         latency: what the model's blocks cost on the device, for cost="latency" alone; needs gates="inner"
+        images_per_step: of an optimizer step, in all its forwards and processes; None: a step is one forward in one
+        process
         """
         if steps_per_epoch < 1 or epochs < 1:
             raise ValueError(f"a run needs at least one step and one epoch, got {steps_per_epoch} and {epochs}")
@@ -106,7 +110,8 @@ class Pruner:
             device=device,
         )
         self._gates = Gates(self._branches, config.gates)
-        self._tap = TokenTap(self.model, every=1 if config.probe == "reference" else config.probe_images)
+        every = 1 if config.probe == "reference" else config.probe_images
+        self._tap = TokenTap(self.model, every, images_per_step)
         self._tap.open = config.allocation != "global"
         self._begin(device)
 
@@ -139,7 +144,7 @@ class Pruner:
     def step(self, targets: Tensor, *, grad_scale: float | Tensor = 1.0) -> MaskUpdate | None:
         """Learn from one training step; move the masks when an update is due.
 
-        targets: (B,) class indices or (B, C) probabilities of the last forward pass, the main loss's own
+        targets: (B,) class indices or (B, C) probabilities of the last forward passes, the main loss's own
         grad_scale: what gradients are still multiplied by: GradScaler.get_scale(), unless unscale_() came before
         Returns what an update did, or None between updates. A step whose loss or gradients are not finite counts, but
         teaches nothing. Raises ValueError, and then nothing has changed, if no training forward or no backward went
@@ -224,8 +229,10 @@ class Pruner:
     # the method's side
 
     def _learn_from_interval(self) -> None:
-        """Turn the interval's sums into new ranks and a new running importance, and clear them."""
-        average_over_ranks([self._score_sum, self._bpi_sum, self._bpi_skipped])
+        """Turn the interval's sums into new ranks and a new running importance, and clear them.
+
+        All processes have the same sums: of gradients that DistributedDataParallel has averaged, and of the probes'.
+        """
         seen = self._scored_steps - float(self._bpi_skipped)
         ends = np.cumsum([sum(lengths) for lengths in self._lengths])[:-1]
         scores = np.split(self._score_sum.cpu().numpy().astype(np.float64), ends)

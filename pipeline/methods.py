@@ -92,11 +92,12 @@ def build(
     seed: int,
     allowed_width: Callable[[str, int], bool] | None,
     latency: "LatencyTable | None" = None,
+    images_per_step: int | None = None,
 ) -> "dap.Method | dap.OneShot":
     """The pruner of a method, on `model`. The rule for widths is kept by DAP and its controls only.
 
     latency: what the model's blocks cost, for config.cost = "latency"
-
+    images_per_step: of all forwards and processes; None: of one forward
     Raises ValueError for a sparsity that the method cannot reach, a model or a cost that it does not know.
     """
     # each imported where it is used: torch-pruning is optional, and a run needs one method only
@@ -129,4 +130,5 @@ def build(
         epochs=epochs,
         allowed_width=allowed_width,
         latency=latency,
+        images_per_step=images_per_step,
     )
