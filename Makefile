@@ -14,7 +14,8 @@ given = $(foreach name,$(sort $(named)),$(call quoted,$(name)=$(value $(name))))
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 VERBS := demo data shards prune profile deploy bench app hub stage pretrain compare paper-table models \
-	bench-step bench-probes bench-loader bench-export bench-ops bench-batch bench-latency-budget bench-frontier env-size
+	bench-step bench-probes profile-train bench-loader bench-export bench-ops bench-batch bench-latency-budget \
+	bench-frontier env-size
 .PHONY: help env $(VERBS) test check format lock
 
 help: ## show this help
@@ -55,6 +56,7 @@ models: ## which of timm's ViTs can be pruned, and why not the others
 env-size: ## what the environment is made of: megabytes of every package, and what needs it
 bench-step: ## time and memory of a training step, plain and pruning
 bench-probes: ## what the probes hold, for 10, 251 and 1,010 classes
+profile-train: ## the ten operations of a training step that take longest
 bench-loader: ## images per second of our training loader and timm's
 bench-export: ## our exports beside stock ones and other runtimes
 bench-ops: ## what each kind of operation takes, dense and pruned

@@ -65,7 +65,7 @@ def bench_step(*, quick: bool, say: Callable[[str], None]) -> list[dict[str, Any
 
 
 def _times(model: str, batch: int, samples: int, say: Callable[[str], None]) -> dict[str, list[float]]:
-    steps = {probe: _stepper(model, batch, probe) for probe in PROBES}
+    steps = {probe: stepper(model, batch, probe) for probe in PROBES}
     taken: dict[str, list[float]] = {probe: [] for probe in PROBES}
     for sample in range(samples + 1):
         for probe, step in steps.items():
@@ -78,7 +78,7 @@ def _times(model: str, batch: int, samples: int, say: Callable[[str], None]) -> 
     return taken
 
 
-def _stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
+def stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
     """A training step on images that stay the same, with everything that the training loop does."""
     device = runtime.accelerator().device
     torch.manual_seed(0)
@@ -110,12 +110,12 @@ def _stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
 def _peak_mb(name: str, batch: int, probe: str) -> float:
     """Growth of the peak memory over four steps, MB of 1e6 bytes; runs in a fresh process."""
     if torch.cuda.is_available():
-        step = _stepper(name, batch, probe)
+        step = stepper(name, batch, probe)
         for _ in range(4):
             step()
         return torch.cuda.max_memory_allocated() / 1e6
     before = _peak_resident_mb()
-    step = _stepper(name, batch, probe)
+    step = stepper(name, batch, probe)
     for _ in range(4):
         step()
     return _peak_resident_mb() - before

@@ -14,7 +14,7 @@ from pipeline import console, files, hub, presets, sessions
 from pipeline.config import RunConfig
 from pipeline.data import names
 from pipeline.experiments.cells import cells
-from pipeline.model_names import check_name
+from pipeline.model_names import MICRO, check_name
 from pipeline.options import (
     EXIT_CODES,
     DataOption,
@@ -75,7 +75,7 @@ def compare(
         typer.Option(help="Epochs of fine-tuning. A method without one of the two trains for both in the other."),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells trained at a time, each on its share of the cores.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Results file; table and figures go beside it.  \\[default: below docs/results]")
@@ -188,6 +188,21 @@ def bench_probes(
         "probes_mb_per_step",
     )
     _finish(out, "make bench-probes", False, probe_sizes(), shown)
+
+
+@app.command("profile-train", epilog=EXIT_CODES)
+def profile_train(
+    model: Annotated[str, typer.Option(help="One that bench-step has.")] = MICRO,
+    probe: Annotated[str, typer.Option(help="none, default or reference: what bench-step has.")] = "default",
+) -> None:
+    """The ten operations of a training step that take longest, by torch's profiler, and how many there are."""
+    from pipeline.experiments.bench_step import BATCH, PROBES
+    from pipeline.experiments.profile_train import profile_train as measure
+
+    for name, value, known in (("MODEL", model, BATCH), ("PROBE", probe, PROBES)):
+        if value not in known:
+            raise ValueError(f"{name}={value} is unknown. Known: {', '.join(known)}")
+    console.print_table(measure(model, probe, say=console.say), ("operation", "calls", "ms", "share"))
 
 
 @app.command("bench-loader", epilog=EXIT_CODES)
