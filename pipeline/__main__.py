@@ -25,6 +25,7 @@ from pipeline.errors import (
     DEFECT,
     ENVIRONMENT,
     INTERRUPTED,
+    TOLD,
     WRONG_USE,
     EnvironmentLacks,
     Interrupted,
@@ -194,7 +195,21 @@ def prune(
         int | None, typer.Option(help="Epochs of the dense reference; 0: no reference, its accuracy is not measured.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of every stage.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step and process.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step, of all processes.")] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(help="Images per forward and process at most, where memory is short; a step stays what it is."),
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes of this machine that share the work.  \\[default: one]")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16.  \\[default: bf16 where a GPU has it, else fp32]")
+    ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(help="tensorboard, wandb or trackio, which are to be installed: shows losses there too."),
+    ] = None,
     balanced: Annotated[
         bool, typer.Option("--balanced", help="See every class equally often: for classes of very different sizes.")
     ] = False,
@@ -236,6 +251,7 @@ def prune(
         img_size=img_size,
         model_path=weights,
         from_scratch=from_scratch,
+        precision=precision,
         teacher=OWN if distill else None,
     )
     if distill is None and config.dense is not None and method in GATED:
@@ -246,7 +262,9 @@ def prune(
     if heads:
         config = dataclasses.replace(config, pruning=dataclasses.replace(config.pruning, gates="heads"))
     folder = sessions.folder_of(run or presets.run_name(config))
-    sessions.train(folder, config)
+    if (code := sessions.in_processes(nproc)) is not None:
+        raise typer.Exit(code)
+    sessions.train(folder, config, micro_batch, tracker)
     console.tell(f"report: {folder / 'report.html'}")
     if method != "dense":
         console.tell(f"next: {console.make('deploy', target=target, run=folder.name)}")
@@ -401,7 +419,10 @@ def run_stage(
     if stage not in STAGES:
         raise ValueError(f"stage {stage} is unknown. Known: {', '.join(STAGES)}")
     from pipeline import stages
+    from pipeline.runs import Run
+    from pipeline.train import runtime
 
+    runtime.start(Run.open(folder).config.precision)
     with sessions.at_work(folder) as context:
         if stage in stages.TRAINING:
             stages.run_training(context, only=stage)
@@ -420,22 +441,46 @@ def main() -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version of itself on the network
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if rank > 0:
+        console.silence()
     try:
-        app(from_make(app, sys.argv[1:]), prog_name="python -m pipeline")
-    except ValueError as error:
+        arguments = from_make(app, sys.argv[1:])
+        if processes > 1 and "prune" not in arguments:
+            raise ValueError(f"{processes} processes have been started, and prune alone can share its work. Start one")
+        app(arguments, prog_name="python -m pipeline")
+    except BaseException as error:
+        if rank > 0 and not isinstance(error, SystemExit) and not _is_told(error):
+            console.speak(f"process {rank}: ")
+        _end(error)
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether the first of several processes prints an error: one that all have, as they do until they meet."""
+    runtime = sys.modules.get("pipeline.train.runtime")
+    told = isinstance(error, Interrupted) or TOLD in getattr(error, "__notes__", ())
+    return told or runtime is None or not runtime.have_met()
+
+
+def _end(error: BaseException) -> None:
+    """End with the message and the exit code of an error."""
+    try:
+        raise error
+    except ValueError:
         _fail(str(error), WRONG_USE)
-    except EnvironmentLacks as error:
+    except EnvironmentLacks:
         _fail(str(error), ENVIRONMENT)
-    except Interrupted as error:
+    except Interrupted:
         _fail(f"{error}. What was computed is kept: repeat the command to go on", INTERRUPTED)
-    except Exception as error:
+    except Exception:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             where = f" ({error.filename})" if error.filename else ""
             _fail(
                 f"cannot write: {error.strerror}{where}. Make room or permissions, then repeat the command to go on",
                 WRONG_USE,
             )
-        traceback.print_exc()
+        if not console.messages.quiet:
+            traceback.print_exc()
         _fail("this is a defect in this program. What was computed is kept in the run folder", DEFECT)
 
 
@@ -444,7 +489,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    console.messages.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    console.messages.print(f"[bold red]error:[/] {console.speaker}{escape(message)}", soft_wrap=True)
     sys.exit(code)
 
 

@@ -28,11 +28,11 @@ class TrainConfig:
     cpu_share: float = 1.0
     """share of such epochs that a machine without a GPU is given"""
     batch_size: int = 64
-    """images per step and process"""
+    """images per step, of all processes"""
     lr: float = 5e-4
     """peak learning rate"""
     lr_batch: int | None = None
-    """images per step, of all processes, that `lr` is meant for (see `lr_at`); None: `lr` it is"""
+    """images per step that `lr` is meant for (see `lr_at`); None: `lr` it is"""
     schedule: Literal["cosine", "constant"] = "cosine"
     """shape of the learning rate after warm-up"""
     warmup_epochs: float = 0.0
@@ -135,6 +135,9 @@ class RunConfig:
     """whether DAP and its controls prune attention heads in the basis of dap.rotate"""
     compensate: bool = False
     """whether a one-shot method's small model is fitted to the one that it was cut from (dap.baselines.compensate)"""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """in which models are multiplied while they train: weights, probes, scores and masks are float32 in any case.
+    None: as accelerate's environment has it, else bf16 where a GPU has it, else fp32"""
     target: str = "host"
     """a key of TARGETS: the device whose rule for widths pruning keeps to"""
     latency_ms: float | None = None
@@ -169,6 +172,8 @@ class RunConfig:
             raise ValueError(f"HEADS=1 is for METHOD={', '.join(GATED)}; {self.method} decides about heads by itself")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"MAX_BAD_SHARE={self.max_bad_share} must be a share between 0 and 1")
+        if self.precision not in (None, "fp32", "bf16", "fp16"):
+            raise ValueError(f"PRECISION={self.precision} is unknown. Known: fp32, bf16, fp16")
         if self.seed < 0:
             raise ValueError(f"SEED={self.seed} must be 0 or more")
         if self.img_size is not None:

@@ -17,6 +17,21 @@ messages = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty
 output = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
+speaker = ""
+"""what errors begin with, where one of several processes tells its own"""
+
+
+def silence() -> None:
+    """For all but the first of several processes: nothing is shown."""
+    messages.quiet = output.quiet = True
+
+
+def speak(name: str) -> None:
+    """What follows is to be shown, and errors as those of a process of this name."""
+    global speaker
+    speaker, messages.quiet = name, False
+
+
 def tell(line: str) -> None:
     """One line of the result; paths in it are not broken."""
     output.print(escape(line), soft_wrap=True)

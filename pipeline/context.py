@@ -20,13 +20,13 @@ from pipeline.config import OWN, TrainConfig
 from pipeline.data import datasets, loader
 from pipeline.data.datasets import Dataset, Split
 from pipeline.data.index import Files
-from pipeline.data.loader import Batches, Evaluation, eval_loader, train_loader
+from pipeline.data.loader import Batches, Evaluation, Share, eval_loader, train_loader
 from pipeline.data.view import View, normalise
 from pipeline.report import evidence, mistakes
 from pipeline.report.evidence import Evidence
 from pipeline.runs import Run
-from pipeline.train import runtime
-from pipeline.train.evaluate import Predictions, model_predictions, predictions, predictor
+from pipeline.train import runtime, tracking
+from pipeline.train.evaluate import Predictions, model_predictions, predictions_of_all, predictor
 from pipeline.train.loop import Progress, train
 from targets import Target
 
@@ -45,19 +45,24 @@ class Context:
     """told after every training step"""
     say: Callable[[str], None]
     """told what is being done, a line at a time"""
+    tracker: str | None = None
+    """one of tracking.TRACKERS, which is told of every training step too"""
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The run's data set; which images it leaves out is told."""
+        """The run's data set; which images it leaves out is told. All processes ask for it at the same time."""
         config = self.run.config
-        dataset = datasets.load_dataset(
-            config.dataset,
-            config.subset,
-            folder=config.data_folder,
-            max_bad_share=config.max_bad_share,
-            keep_duplicates=config.keep_duplicates,
-            progress=lambda done, total: self.progress("checking", done, total, {}),
+        dataset = runtime.main_first(
+            lambda: datasets.load_dataset(
+                config.dataset,
+                config.subset,
+                folder=config.data_folder,
+                max_bad_share=config.max_bad_share,
+                keep_duplicates=config.keep_duplicates,
+                progress=lambda done, total: self.progress("checking", done, total, {}),
+            )
         )
+        runtime.agree("images", dataset.fingerprint)
         for file in dataset.skipped:
             self.say(f"  left out: {file.path} ({file.reason})")
         return dataset
@@ -83,48 +88,52 @@ class Context:
 
     @cached_property
     def val_batches(self) -> Evaluation:
-        """The whole validation split in order, 256 images at a time; read once if it fits into memory."""
-        return eval_loader(self.dataset.val, self.view, 256, loader.default_workers(self.dataset))
+        """The validation split in order, 256 images at a time: this process's part, read once if it fits in memory."""
+        return self._evaluation(self.dataset.val)
 
     @cached_property
     def reported_batches(self) -> Evaluation:
         """Likewise the split that accuracy is reported of: test where there is one, else val."""
         test = self.dataset.test
-        return (
-            self.val_batches
-            if test is None
-            else eval_loader(test, self.view, 256, loader.default_workers(self.dataset))
-        )
+        return self.val_batches if test is None else self._evaluation(test)
 
     @cached_property
     def spare_batches(self) -> Evaluation | None:
         """The training images that a subset leaves out, likewise; None if there are none."""
         spare = self.dataset.spare
-        if spare is None or not len(spare.labels):
-            return None
-        return eval_loader(spare, self.view, 256, loader.default_workers(self.dataset))
+        return None if spare is None or not len(spare.labels) else self._evaluation(spare)
 
-    def train_batches(self, config: TrainConfig) -> Batches:
-        """The training split, augmented."""
+    def _evaluation(self, split: Split) -> Evaluation:
+        return eval_loader(split, self.view, 256, loader.default_workers(self.dataset), runtime.share())
+
+    def train_batches(self, config: TrainConfig, *, whole: bool = False) -> Batches:
+        """The training split, augmented; this process's part of every step, or all of it."""
         workers = loader.default_workers(self.dataset)
-        return train_loader(
-            self.dataset,
-            self.view.size,
-            config.batch_size,
-            self.run.config.seed,
-            workers,
-            config.in_memory,
-            share=runtime.share(),
-            balanced=config.balanced,
-        )
+        try:
+            return train_loader(
+                self.dataset,
+                self.view.size,
+                config.batch_size,
+                self.run.config.seed,
+                workers,
+                config.in_memory,
+                share=Share(0, 1, runtime.device()) if whole else runtime.share(),
+                balanced=config.balanced,
+            )
+        except ValueError as error:
+            raise runtime.of_all(error) from None
 
-    def calibration_batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The first `count` training batches, augmented and normalised, on the device that trains."""
-        run, device = self.run.config, runtime.accelerator().device
+    def calibration_batches(self, count: int, *, whole: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of the first `count` training steps, augmented and normalised, on the device that trains.
+
+        whole: all images of a step, not only this process's part
+        """
+        run, device = self.run.config, runtime.device()
         config = run.prune or run.finetune
         assert config is not None, "a method prunes or fine-tunes"
-        with contextlib.closing(self.train_batches(config).starting_at(0)) as batches:
-            for images, targets in itertools.islice(batches, count):
+        batches = self.train_batches(config, whole=whole)
+        with contextlib.closing(batches.starting_at(0)) as stream:
+            for images, targets in itertools.islice(stream, count * len(batches.rows)):
                 yield normalise(images.to(device), self.view.mean, self.view.std), targets.to(device)
 
     def calibration_images(self, count: int) -> np.ndarray:
@@ -170,26 +179,27 @@ class Context:
         evaluated: list[Predictions] = []
 
         def evaluate(current: nn.Module) -> Predictions:
-            evaluated.append(predictions(predictor(current, self.view), self.val_batches))
+            evaluated.append(predictions_of_all(predictor(current, self.view), self.val_batches))
             return evaluated[-1]
 
-        epoch = train(
-            model,
-            batches,
-            config,
-            stage=stage,
-            seed=self.run.config.seed,
-            view=self.view,
-            classes=len(self.dataset.classes),
-            checkpoint=self.checkpoints / f"{stage}.pt",
-            log=self.run.log,
-            pruner=pruner,
-            teacher=None if stage == "dense" else self.teacher(),
-            logits_alone=self.run.config.teach == "logits",
-            evaluate=evaluate,
-            progress=clock,
-            say=self.say,
-        )
+        with tracking.tracked(self.tracker, self.run.folder, stage, config, clock) as progress:
+            epoch = train(
+                model,
+                batches,
+                config,
+                stage=stage,
+                seed=self.run.config.seed,
+                view=self.view,
+                classes=len(self.dataset.classes),
+                checkpoint=self.checkpoints / f"{stage}.pt",
+                log=self.run.log,
+                pruner=pruner,
+                teacher=None if stage == "dense" else self.teacher(),
+                logits_alone=self.run.config.teach == "logits",
+                evaluate=evaluate,
+                progress=progress,
+                say=self.say,
+            )
         # not known if an earlier epoch's weights are kept, or if the checkpoint of the end was all that was read
         return epoch, evaluated[-1] if evaluated and epoch == config.epochs else None
 
@@ -208,7 +218,8 @@ class Context:
         val = val or model_predictions(model, self.view, self.val_batches)
         found = val if self.dataset.test is None else self.predictions(model)
         measured = {f"top1{suffix}": found.top1, f"balanced_accuracy{suffix}": found.balanced}
-        return [self.keep(name, found)], {**measured, f"top1{suffix}_val": val.top1}
+        kept = [self.keep(name, found)] if runtime.is_main() else []
+        return kept, {**measured, f"top1{suffix}_val": val.top1}
 
     def keep(self, name: str, found: Predictions) -> Path:
         """Keep predictions, with the pictures that a report shows; returns the file.
@@ -246,6 +257,7 @@ class Context:
 
 
 def save_model(model: VisionTransformer, folder: Path) -> list[Path]:
-    """Save a dense or compact model; returns the files."""
-    save_compact(model, folder)
+    """Save a dense or compact model, in the first process; returns the files."""
+    if runtime.is_main():
+        save_compact(model, folder)
     return [folder / "architecture.json", folder / "weights.safetensors"]

@@ -2,6 +2,8 @@
 
 import textwrap
 
+TOLD = "the first process tells"
+"""note on an error that all processes of a training have, and one is to print"""
 DONE, BUDGET_MISSED, WRONG_USE, ENVIRONMENT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 

@@ -1,15 +1,18 @@
 """A run at work for the command line: its folder found, locked, and shown on the console."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import console, hub, presets
 from pipeline.config import RunConfig
 from pipeline.data import names
-from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT
+from pipeline.errors import BUDGET_MISSED, DONE, ENVIRONMENT, EnvironmentLacks
 from pipeline.files import locked, sweep, write_text
 from pipeline.model_names import check_name
 from pipeline.runs import Run, latest
@@ -42,17 +45,37 @@ def existing(name: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path) -> "Iterator[Context]":
-    """The run in `folder`, held for this process, with progress on the console."""
+def at_work(folder: Path, config: RunConfig | None = None, tracker: str | None = None) -> "Iterator[Context]":
+    """The run in `folder`, held for this process or, by their first one, for all that train it; progress is shown.
+
+    config: of the run, to make it if it is new; None: it is there;  tracker: is told of its trainings
+    """
     from pipeline.context import Context
+    from pipeline.train import runtime
 
-    with locked(folder), console.progress() as progress:
-        sweep(folder)
-        yield Context(Run.open(folder), progress, console.say)
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> None:
+            stack.enter_context(locked(folder))
+            if config is not None:
+                Run.create(folder, config)
+            sweep(folder)
+
+        try:
+            runtime.on_main(hold)
+            yield Context(Run.open(folder), stack.enter_context(console.progress()), console.say, tracker)
+        except RuntimeError as error:
+            if not runtime.has_lost_another(error):
+                raise
+            problem = "another process of the training has ended. Repeat the command to go on from the last checkpoint"
+            raise runtime.of_all(EnvironmentLacks(problem)) from error
 
 
-def train(folder: Path, config: RunConfig) -> None:
-    """Make the run or go on with it, up to the small fine-tuned model and its report."""
+def train(folder: Path, config: RunConfig, micro_batch: int | None = None, tracker: str | None = None) -> None:
+    """Make the run or go on with it, up to the small fine-tuned model and its report.
+
+    micro_batch: images of a forward at most, as runtime.start takes it;  tracker: one of tracking.TRACKERS
+    """
     # before a folder is made: a mistyped name should leave nothing behind
     names.check_name(config.dataset, config.data_folder)
     check_name(config.model)
@@ -61,14 +84,32 @@ def train(folder: Path, config: RunConfig) -> None:
 
     from pipeline import stages
     from pipeline.data import overview
+    from pipeline.train import runtime, tracking
 
-    with locked(folder):
-        Run.create(folder, config)
-    with at_work(folder) as context:
+    tracking.check(tracker)
+    runtime.start(config.precision, micro_batch)
+    with at_work(folder, config, tracker) as context:
         for table in overview.tables(overview.summary(context.dataset), config.dataset):
             console.show(table)
         stages.run_training(context)
-        stages.report(context)
+        runtime.on_main(partial(stages.report, context))
+
+
+def in_processes(count: int | None) -> int | None:
+    """Run the command that this process runs in so many; returns the exit code. None if this is one of them already.
+
+    Raises ValueError if torchrun has started another number.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if count is None or ("LOCAL_RANK" in os.environ and count == started):
+        return None
+    if "LOCAL_RANK" in os.environ:
+        raise ValueError(f"NPROC={count}, but {started} processes have been started. Leave one of the two out")
+    if count < 1:
+        raise ValueError(f"NPROC={count} must be 1 or more")
+    from pipeline import launch
+
+    return launch.run(count, sys.argv[1:])
 
 
 @contextlib.contextmanager

@@ -48,6 +48,10 @@ COMPENSATION_STEPS = 16
 
 def prepare(context: Context) -> Written:
     """Data, and the pretrained model with a new head. What cannot be pruned that far, or exported, is refused here."""
+    return runtime.on_main(partial(_prepare, context))
+
+
+def _prepare(context: Context) -> Written:
     config, folder = context.run.config, context.model_folder
     set_seed(config.seed)
     model = models.create_model(
@@ -86,19 +90,26 @@ def dense(context: Context) -> Written:
 
 def prune(context: Context) -> Written:
     """Fine-tune while the pruner allocates and masks, or decide in one shot; ends with a model of dense shape."""
-    model, pruner = _pruned_model(context, runtime.accelerator().device, rotated=context.run.config.rotate)
+    model, pruner = _pruned_model(context, runtime.device(), rotated=context.run.config.rotate)
     if isinstance(pruner, OneShot):
         pruner.calibrate(context.calibration_batches(pruner.calibration_steps))
     else:
         context.train("prune", model, pruner)
     pruner.harden()
     path = context.checkpoints / "masked.pt"
-    checkpoints.save(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
+    if runtime.is_main():
+        checkpoints.save(path, {"model": model.state_dict(), "pruner": pruner.state_dict()})
     return [path], {"top1_masked": context.predictions(model).top1, "blocks": pruner.blocks()}
 
 
 def compact(context: Context) -> Written:
     """The masked model made small for good; held against the masked one on real images."""
+    written, results = runtime.on_main(partial(_compact, context))
+    small = load_compact(context.checkpoints / "compact")
+    return written, {"top1_compact": context.predictions(small).top1, **results}
+
+
+def _compact(context: Context) -> Written:
     model, pruner = _pruned_model(context)
     state = checkpoints.load(context.checkpoints / "masked.pt")
     assert state is not None, "stage prune has written it"
@@ -113,16 +124,15 @@ def compact(context: Context) -> Written:
         assert difference < 1e-4, f"compact and masked logits differ by {difference:.1e} of the largest logit"
     if context.run.config.compensate:
         _compensate(context, small, model)
-    results = {"top1_compact": context.predictions(small).top1, "compaction_error": difference}
-    results |= latency_budget.prediction(context.run, small)
+    results = {"compaction_error": difference, **latency_budget.prediction(context.run, small)}
     return save_model(small, context.checkpoints / "compact"), results
 
 
 def _compensate(context: Context, small: VisionTransformer, whole: VisionTransformer) -> None:
     from dap.baselines.compensate import compensate  # a method of the comparison alone
 
-    device = runtime.accelerator().device
-    images = (images for images, _ in context.calibration_batches(COMPENSATION_STEPS))
+    device = runtime.device()
+    images = (images for images, _ in context.calibration_batches(COMPENSATION_STEPS, whole=True))
     compensate(small.to(device), whole.to(device), images)
     small.cpu(), whole.cpu()
 
@@ -166,25 +176,33 @@ def training_stages(method: str) -> tuple[str, ...]:
 
 
 def run_training(context: Context, only: str | None = None) -> None:
-    """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished."""
+    """Run the stages up to the small fine-tuned model, or the one called `only`, leaving out what is finished.
+
+    All processes run them; the first alone writes.
+    """
     config = context.run.config
-    before: dict[str, str] = latency_budget.fix(context.run)
-    gpu = runtime.accelerator().device.type != "cpu"
-    before |= plan.fix(context.run, len(context.dataset.train.labels), gpu=gpu)
-    if config.model_path and Path(config.model_path).exists():
-        before["MODEL_PATH"] = files.digest(weight_files.file_in(Path(config.model_path)))
-    if config.teacher not in (None, OWN):
-        before["teacher"] = files.digest(Path(config.teacher) / "weights.safetensors")
+    before = runtime.on_main(partial(_given, context.run, len(context.dataset.train.labels)))
     for name in training_stages(config.method):
         # The config cannot change within a run folder; the images, the weights and earlier stages' files can.
         inputs = {"data": context.dataset.fingerprint, "files": before}
         if only in (None, name):
             _run(context, name, inputs, partial(TRAINING[name], context))
-        elif not context.run.finished(name, inputs):
-            raise ValueError(f"stage {only} needs stage {name}, which has not finished. Run that first")
+        elif not runtime.on_main(partial(context.run.finished, name, inputs)):
+            raise runtime.of_all(ValueError(f"stage {only} needs stage {name}, which has not finished. Run that first"))
         if only == name:
             return
         before = {**before, **context.run.files(name)}
+
+
+def _given(run: Run, images: int) -> dict[str, str]:
+    """Digests of what a run is given beside its images, by name; its plan and its latencies are settled first."""
+    config = run.config
+    found = latency_budget.fix(run) | plan.fix(run, images, gpu=runtime.device().type != "cpu")
+    if config.model_path and Path(config.model_path).exists():
+        found["MODEL_PATH"] = files.digest(weight_files.file_in(Path(config.model_path)))
+    if config.teacher not in (None, OWN):
+        found["teacher"] = files.digest(Path(config.teacher) / "weights.safetensors")
+    return found
 
 
 def check_small_model(run: Run) -> None:
@@ -249,17 +267,25 @@ def run_deploying(
 
 
 def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written], *, again: bool = False) -> None:
+    if not runtime.on_main(partial(_begins, context, name, inputs, again=again)):
+        return
+    started = time.monotonic()
+    written, results = stage()
+    seconds = time.monotonic() - started
+    runtime.on_main(partial(context.run.finish, name, inputs, written, results, seconds))
+
+
+def _begins(context: Context, name: str, inputs: Any, *, again: bool) -> bool:
+    """Whether a stage is to be run; then it is noted that it has begun."""
     if context.run.finished(name, inputs) and not again:
         context.say(f"{name}: finished before")
-        return
+        return False
     anew = context.run.begin(name, inputs)
     # what took hours is not deleted: inputs may have changed for a moment only, when an image could not be read
     aside = checkpoints.set_aside(context.checkpoints / f"{name}.pt") if anew else None
     kept = f"; how far it was is kept in {aside}" if aside else ""
     context.say(f"{name}: its inputs have changed, so it begins anew{kept}" if anew else name)
-    started = time.monotonic()
-    written, results = stage()
-    context.run.finish(name, inputs, written, results, time.monotonic() - started)
+    return True
 
 
 def _pruned_model(
@@ -274,6 +300,7 @@ def _pruned_model(
     if rotated and config.method in GATED:
         rotate_heads(model, (images for images, _ in context.calibration_batches(ROTATION_STEPS)))
     training = context.stages["prune" if config.prune else "finetune"]
+    batches = context.train_batches(training)
     # gates that cut a block's inputs or outputs change every width of it, so that no rule for widths can be kept
     rule = TARGETS[config.target].allowed_width if config.pruning.gates != "all" else None
     pruning, latency = latency_budget.budget_of(context.run, len(model.blocks))
@@ -282,11 +309,12 @@ def _pruned_model(
         model,
         pruning,
         released=config.released,
-        steps_per_epoch=len(context.train_batches(training)),
+        steps_per_epoch=len(batches),
         epochs=training.epochs,
         seed=config.seed,
         allowed_width=rule,
         latency=latency,
+        images_per_step=batches.batch_size,
     )
 
 

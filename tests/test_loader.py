@@ -16,7 +16,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from pipeline.data import augment, loader
 from pipeline.data.datasets import Arrays, Dataset, Split, load_dataset
 from pipeline.data.images import Picture, of_array
-from pipeline.data.loader import Order, PerImage, default_workers, eval_loader, obstacle, train_loader
+from pipeline.data.loader import Order, PerImage, Share, default_workers, eval_loader, obstacle, train_loader
 from pipeline.data.view import View, normalise
 from pipeline.errors import EnvironmentLacks
 from pipeline.train import runtime
@@ -90,20 +90,20 @@ def test_loader_leaves_the_training_random_numbers_alone(dataset, in_memory):
 
 
 def test_an_epoch_shows_every_image_once():
-    order = Order(50, 8, seed=0, repeats=1, process=0, processes=1)
+    order = Order(50, 8, seed=0, repeats=1)
     assert len(order) == 6
     keys = list(itertools.chain(*itertools.islice(order.starting_at(0), 6)))
     assert len({image for image, _ in keys}) == 48
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_balanced_order_shows_every_class_equally_often(processes):
+@pytest.mark.parametrize("size", [5, 10])
+def test_a_balanced_order_shows_every_class_equally_often(size):
     labels = np.array([0] * 40 + [1] * 15 + [2] * 5)
-    orders = [Order(60, 5, 0, 1, process, processes, labels) for process in range(processes)]
-    assert all(len(order) == 60 // (5 * processes) for order in orders)
+    order = Order(60, size, 0, 1, labels)
+    assert len(order) == 60 // size
     epochs = [
-        [key for order in orders for keys in itertools.islice(order.starting_at(first), len(order)) for key in keys]
-        for first in (0, len(orders[0]))
+        [key for keys in itertools.islice(order.starting_at(first), len(order)) for key in keys]
+        for first in (0, len(order))
     ]
     for keys in epochs:
         counts = np.bincount(labels[[image for image, _ in keys]])
@@ -112,36 +112,101 @@ def test_a_balanced_order_shows_every_class_equally_often(processes):
         assert set(shown[:15]) == {1, 2} and set(shown[15:]) == {4}  # as evenly as can be
         assert len(set(keys)) == len(keys)  # no copy is augmented as another one is
     assert {image for image, _ in epochs[0]} != {image for image, _ in epochs[1]}  # frequent ones take turns
-    whole = list(itertools.islice(orders[0].starting_at(0), 9))
-    assert list(itertools.islice(orders[0].starting_at(4), 5)) == whole[4:]
+    whole = list(itertools.islice(order.starting_at(0), 9))
+    assert list(itertools.islice(order.starting_at(4), 5)) == whole[4:]
 
 
 def test_a_small_split_is_one_batch_of_an_even_size_and_an_empty_one_an_error():
     for count, size in ((5, 4), (6, 6), (1, 1)):
-        order = Order(count, 64, seed=0, repeats=3, process=0, processes=1)
+        order = Order(count, 64, seed=0, repeats=3)
         assert [len(keys) for keys in itertools.islice(order.starting_at(0), 2)] == [size, size]
     with pytest.raises(ValueError, match="holds 0 images"):
-        Order(0, 64, seed=0, repeats=1, process=0, processes=1)
+        Order(0, 64, seed=0, repeats=1)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_repeats_are_those_of_timm(processes):
-    """The places of timm's unshuffled sampler, once images are called by the order in which they appear first."""
+    """The places of timm's unshuffled sampler, of all processes together, once images are called by the order in which
+    they appear first.
+    """
     count, size = 96, 4
-    orders = [Order(count, size, 0, 3, process, processes) for process in range(processes)]
-    mine = [list(itertools.chain(*itertools.islice(order.starting_at(0), len(order)))) for order in orders]
-    taken_in_turn = itertools.chain(*zip(*mine, strict=True))
-    names = {image: name for name, image in enumerate(dict.fromkeys(image for image, _ in taken_in_turn))}
-    for process, keys in enumerate(mine):
-        timms = RepeatAugSampler(range(count), processes, process, shuffle=False, selected_round=0)
-        assert [names[image] for image, _ in keys] == list(timms)
-        assert len(keys) == count // processes
-    assert len(set(itertools.chain(*mine))) == count  # no copy is augmented as another one is
-    assert {names[image] for image, _ in itertools.chain(*mine)} == set(range(count // 3))
+    order = Order(count, size * processes, 0, 3)
+    keys = list(itertools.chain(*itertools.islice(order.starting_at(0), len(order))))
+    names = {image: name for name, image in enumerate(dict.fromkeys(image for image, _ in keys))}
+    timms = [RepeatAugSampler(range(count), processes, process, shuffle=False, selected_round=0)
+             for process in range(processes)]  # fmt: skip
+    assert [names[image] for image, _ in keys] == list(itertools.chain(*zip(*timms, strict=True)))
+    assert len(keys) == count
+    assert len(set(keys)) == count  # no copy is augmented as another one is
+    assert {names[image] for image, _ in keys} == set(range(count // 3))
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "micro_batch", "sizes"),
+    [
+        (64, 1, None, [64]),
+        (64, 4, None, [16]),
+        (64, 2, 8, [8, 8, 8, 8]),
+        (48, 3, 5, [4, 4, 4, 4]),  # at most 5, an even number, equal parts
+        (24, 3, None, [8]),
+        (20, 2, None, [10]),
+        (15, 3, None, [5]),
+        (15, 1, 4, [3, 3, 3, 3, 3]),
+        (6, 3, 1, [1, 1]),
+    ],
+)
+def test_the_parts_of_a_step_are_the_whole_step(batch_size, processes, micro_batch, sizes):
+    parts = [Share(process, processes, CPU, micro_batch).rows(batch_size) for process in range(processes)]
+    assert [[len(rows) for rows in mine] for mine in parts] == [sizes] * processes
+    rows = [rows for mine in parts for rows in mine]
+    assert sorted(np.concatenate(rows)) == list(range(batch_size))
+    for mine in rows:
+        if len(mine) % 2 == 0:
+            assert (mine + mine[::-1] == batch_size - 1).all()  # mixed with those that the whole step mixes them with
+        for every in (2, 4):
+            if len(mine) % (2 * every) == 0:
+                assert (mine[::every] % every == 0).all() and (mine % every == np.arange(len(mine)) % every).all()
+    if len(rows) == 1:
+        assert (rows[0] == np.arange(batch_size)).all()
+
+
+def test_rounds_may_be_asked_for_instead_of_a_size():
+    assert [len(rows) for rows in Share(0, 2, CPU, rounds=4).rows(64)] == [8] * 4
+    with pytest.raises(ValueError, match="ACCUMULATION_STEPS=3: 32 images of a step and process cannot be taken in so"):
+        Share(0, 2, CPU, rounds=3).rows(64)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(16, 3), (2, 4)])
+def test_a_step_that_cannot_be_shared_out_is_refused(batch_size, processes):
+    with pytest.raises(ValueError, match=f"{batch_size} images a step cannot be shared out equally to {processes} pro"):
+        Share(0, processes, CPU).rows(batch_size)
+
+
+@MODES
+@pytest.mark.parametrize(("processes", "micro_batch"), [(2, None), (1, 4), (2, 2)])
+def test_a_step_is_the_same_whatever_its_parts(dataset, in_memory, processes, micro_batch):
+    """Images, augmentation and labels of the second and third step."""
+    found = {}
+    for process in range(processes):
+        share = Share(process, processes, CPU, micro_batch)
+        loader = train_loader(dataset, 64, 16, 0, 0, in_memory, share=share)
+        assert loader.batch_size == 16 and len(loader) == 3
+        stream = loader.starting_at(1)
+        for step in (1, 2):
+            for rows in loader.rows:
+                images, labels = next(stream)
+                for row, image, label in zip(rows.tolist(), images.clone(), labels, strict=True):
+                    found[step, row] = image, label
+    for step, (images, labels) in enumerate(batches(dataset, 2, step=1, in_memory=in_memory), 1):
+        for row in range(16):
+            assert torch.equal(found[step, row][0], images[row]) and found[step, row][1] == labels[row]
 
 
 def test_repeats_go_on_in_the_middle_of_an_epoch_and_leave_out_other_images_in_the_next():
-    order = Order(48, 8, seed=1, repeats=3, process=1, processes=2)
+    order = Order(48, 16, seed=1, repeats=3)
     whole = list(itertools.islice(order.starting_at(0), 3 * len(order)))
     assert list(itertools.islice(order.starting_at(4), 5)) == whole[4:9]
     seen = [{image for keys in whole[n : n + 3] for image, _ in keys} for n in (0, 3, 6)]
@@ -170,7 +235,7 @@ def test_copies_of_an_image_are_decoded_once():
 
 def test_what_workers_are_given_can_be_pickled(dataset):
     """As it must be where processes are not forked."""
-    images = PerImage(dataset, 64, Order(48, 16, 0, 1, 0, 1), 2).images
+    images = PerImage(dataset, 64, Order(48, 16, 0, 1), 2).images
     copy = pickle.loads(pickle.dumps(images))
     assert same([copy.__getitems__([(3, 5)])], [images.__getitems__([(3, 5)])])
 

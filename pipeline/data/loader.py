@@ -1,7 +1,8 @@
 """Loaders: training batches from any step on, and evaluation batches that are made once.
 
 Every random number of an image comes from (run seed, epoch, image, repeat), or from (run seed, step) where a batch is
-augmented at once; so the batches are the same with any number of workers and after any interruption.
+augmented at once; so a step's images are the same with any number of workers and of processes, however many of them
+are taken at a time, and after any interruption.
 """
 
 import functools
@@ -36,10 +37,12 @@ IN_MEMORY_BYTES = 2**30
 
 
 class Batches(Protocol):
-    """Training batches of one process, without end."""
+    """Training batches of one process, without end: as many to a step as `rows` has."""
 
     batch_size: int
-    """images in each: fewer than were asked for if the split has fewer"""
+    """images of a step, of all processes: fewer than were asked for if the split has fewer"""
+    rows: list[np.ndarray]
+    """for each of a step's batches, which of the step's images are in it"""
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -57,14 +60,58 @@ class Share(NamedTuple):
     """how many there are"""
     device: torch.device
     """that it trains on"""
+    micro_batch: int | None = None
+    """images of a batch at most; None: all that the process has of a step"""
+    rounds: int | None = None
+    """batches of a step; None: as `micro_batch` has it"""
+
+    def rows(self, batch_size: int) -> list[np.ndarray]:
+        """Which of a step's images this process has, for each of its batches; all are of one size.
+
+        Raises ValueError if they cannot be.
+        """
+        own, rest = divmod(batch_size, self.processes)
+        if rest or not own:
+            raise ValueError(
+                f"{batch_size} images a step cannot be shared out equally to {self.processes} processes. Take a "
+                f"BATCH_SIZE that is a multiple of {self.processes}, or another number of processes"
+            )
+        rounds = self.rounds
+        if rounds is None:
+            least = -(-own // (self.micro_batch or own))
+            even = own % 2 == 0 and self.micro_batch != 1  # as mixup wants it
+            rounds = next(r for r in range(least, own + 1) if own % r == 0 and not (even and own // r % 2))
+        elif own % rounds:
+            raise ValueError(
+                f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={rounds}: {own} images of a step and process cannot be taken "
+                f"in so many equal parts. Take another number or another BATCH_SIZE"
+            )
+        parts = rounds * self.processes
+        return [rows_of(number * self.processes + self.process, parts, batch_size) for number in range(rounds)]
+
+
+def rows_of(part: int, parts: int, batch_size: int) -> np.ndarray:
+    """(batch_size / parts,) Which of a step's images one of its equal parts has.
+
+    A step is the same whatever its parts are. Image i and the last but i, which timm's mixup mixes, are in one part, as
+    far from its ends; and every second or fourth image of a part (those that probes look at, dap.tap) is one of the
+    whole step's, where parts have a multiple of 4 or 8 images.
+    """
+    own = batch_size // parts
+    if own % 2:
+        return np.arange(part, batch_size, parts)
+    side_by_side = next(count for count in (4, 2, 1) if own % (2 * count) == 0)
+    front = np.arange(batch_size // 2).reshape(-1, side_by_side)[part::parts].ravel()
+    return np.concatenate([front, batch_size - 1 - front[::-1]])
 
 
 class Order:
-    """Which images each step of a process sees, and their seeds: shuffled by (seed, epoch), no short last batch.
+    """Which images each step sees, and their seeds: shuffled by (seed, epoch), no short last batch.
 
     Repeated augmentation is DeiT's (timm's RepeatAugSampler): an image comes `repeats` times in a row, each time with
-    another seed, and the processes take turns, so the copies go to different ones. An epoch keeps its number of steps
-    and leaves out other images each time. Not as there: an epoch's length is not first rounded down to 256 images.
+    another seed. An epoch keeps its number of steps and leaves out other images each time. Not as there: an epoch's
+    length is not first rounded down to 256 images, and copies of an image may meet in one process, where nothing comes
+    of it: all that depends on a whole batch is made for the whole step.
 
     With labels, every class has the same share of an epoch: images of a rare one come several times, each time with
     another seed, those of a frequent one take turns between epochs.
@@ -76,30 +123,26 @@ class Order:
         batch_size: int,
         seed: int,
         repeats: int,
-        process: int,
-        processes: int,
         labels: np.ndarray | None = None,
     ) -> None:
-        if count < processes:
-            raise ValueError(f"the training split holds {count} images: too few for {processes} processes")
+        if count < 1:
+            raise ValueError("the training split holds 0 images: too few to train on")
         self.count, self.seed, self.repeats = count, seed, repeats
         self.classes = None if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        self.process, self.processes = process, processes
-        most = count // processes
-        self.batch_size = batch_size if batch_size <= most else max(1, most // 2 * 2)  # even, as mixup wants it
+        self.batch_size = batch_size if batch_size <= count else max(1, count // 2 * 2)  # even, as mixup wants it
 
     def __len__(self) -> int:
-        return self.count // (self.batch_size * self.processes)
+        return self.count // self.batch_size
 
     def starting_at(self, step: int) -> Generator[list[Key], None, None]:
-        """(image, seed) of every image of a batch, for step, step + 1, ... across epochs."""
+        """(image, seed) of every image of a step, for step, step + 1, ... across epochs."""
         while True:
             epoch, first = divmod(step, len(self))
             draw = np.random.default_rng([self.seed, epoch])
             order, seeds = self._shuffled(draw), draw.integers(0, 2**31, (self.count, self.repeats))
             for batch in range(first, len(self)):
                 rows = batch * self.batch_size + np.arange(self.batch_size)
-                place, repeat = np.divmod(rows * self.processes + self.process, self.repeats)
+                place, repeat = np.divmod(rows, self.repeats)
                 images = order[place]
                 own = images if self.classes is None else place  # an image that comes twice is not the same twice
                 yield list(zip(images.tolist(), seeds[own, repeat].tolist(), strict=True))
@@ -182,25 +225,43 @@ class _Transformed(torch.utils.data.Dataset):
 class PerImage:
     """Training batches augmented image by image: in worker processes, or in this one if there are none."""
 
-    def __init__(self, dataset: Dataset, size: int, order: Order, workers: int) -> None:
+    def __init__(
+        self, dataset: Dataset, size: int, order: Order, workers: int, rows: list[np.ndarray] | None = None
+    ) -> None:
+        """rows: of a step's images, for each batch; None: one batch of all."""
         self.images = _Transformed(dataset.train, train_transform(dataset.augmentation, size))
         self.order, self.workers, self.batch_size = order, workers, order.batch_size
+        self.rows = rows or [np.arange(order.batch_size)]
 
     def __len__(self) -> int:
         return len(self.order)
 
     def starting_at(self, step: int) -> Generator[Batch, None, None]:
         # one pass without end, so that the workers live, and work ahead, from one epoch into the next
-        yield from self.images.batches(self.order.starting_at(step), self.workers)
+        keys = ([step[row] for row in rows] for step in self.order.starting_at(step) for rows in self.rows)
+        yield from self.images.batches(keys, self.workers)
 
 
 class InMemory:
-    """Training batches of images that are all on the device, as uint8, and are augmented there a batch at a time."""
+    """Training batches of images that are all on the device, as uint8, and are augmented there a step at a time.
 
-    def __init__(self, dataset: Dataset, size: int, order: Order, workers: int, device: torch.device) -> None:
+    Every process augments the whole step, and takes its rows of it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: int,
+        order: Order,
+        workers: int,
+        device: torch.device,
+        rows: list[np.ndarray] | None = None,
+    ) -> None:
+        """rows: of a step's images, for each batch; None: one batch of all."""
         self.split, self.augmentation, self.size = dataset.train, dataset.augmentation, size
         self.order, self.workers, self.device = order, workers, device
         self.batch_size = order.batch_size
+        self.rows = rows or [np.arange(order.batch_size)]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -208,9 +269,15 @@ class InMemory:
     def starting_at(self, step: int) -> Generator[Batch, None, None]:
         images, labels = self._whole_split
         for number, keys in enumerate(self.order.starting_at(step), step):
-            rows = send(np.array([index for index, _ in keys]), self.device)
-            draw = np.random.default_rng([self.order.seed, number, self.order.process])
-            yield augment_batch(self.augmentation, images[rows], self.size, draw), labels[rows]
+            index = send(np.array([index for index, _ in keys]), self.device)
+            draw = np.random.default_rng([self.order.seed, number, 0])
+            augmented = augment_batch(self.augmentation, images[index], self.size, draw), labels[index]
+            if len(self.rows) == 1 and len(self.rows[0]) == len(keys):
+                yield augmented
+                continue
+            for rows in self.rows:
+                mine = send(rows, self.device)
+                yield augmented[0][mine], augmented[1][mine]
 
     @functools.cached_property
     def _whole_split(self) -> Batch:
@@ -237,9 +304,17 @@ def obstacle(dataset: Dataset, size: int) -> str | None:
 
 
 class Evaluation:
-    """The batches of a split in order; after the first whole pass they are kept, if that takes not too many bytes."""
+    """The batches of a split in order; after the first whole pass they are kept, if that takes not too many bytes.
 
-    def __init__(self, split: Split, view: View, batch_size: int, workers: int) -> None:
+    Processes take whole batches in turn, so that each batch is what it is in one process.
+    """
+
+    def __init__(self, split: Split, view: View, batch_size: int, workers: int, share: Share | None = None) -> None:
+        self.rows = np.arange(len(split.labels))
+        """images of the split that this process has"""
+        if share is not None and share.processes > 1:
+            self.rows = self.rows[self.rows // batch_size % share.processes == share.process]
+            split = Split(images=split.images.chosen(self.rows), labels=split.labels[self.rows])
         self.images = _Transformed(split, eval_transform(view))
         self.batch_size, self.workers = batch_size, workers
         self.keep = 3 * view.size**2 * len(split.labels) <= IN_MEMORY_BYTES
@@ -268,7 +343,7 @@ def train_loader(
     share: Share,
     balanced: bool = False,
 ) -> Batches:
-    """The training batches of this process.
+    """The training batches of this process, of steps of `batch_size` images in all.
 
     size:      height and width that the model expects
     seed:      of the order and the augmentation
@@ -278,29 +353,23 @@ def train_loader(
                IN_MEMORY_BYTES. On a CPU a step of training takes as long either way
     share:     of this process
     balanced:  every class equally often
-    Raises ValueError if there are too few images, or for in_memory=True where that cannot be done.
+    Raises ValueError if there are too few images or they cannot be shared out, or for in_memory=True where that cannot
+    be done.
     """
     labels = dataset.train.labels
-    order = Order(
-        len(labels),
-        batch_size,
-        seed,
-        dataset.augmentation.repeats,
-        share.process,
-        share.processes,
-        labels if balanced else None,
-    )
+    order = Order(len(labels), batch_size, seed, dataset.augmentation.repeats, labels if balanced else None)
+    rows = share.rows(order.batch_size)
     reason = obstacle(dataset, size)
     if in_memory and reason:
         raise ValueError(f"in_memory=True: {reason}. Leave it out")
     if in_memory or (in_memory is None and not reason and share.device.type == "cuda"):
-        return InMemory(dataset, size, order, workers, share.device)
-    return PerImage(dataset, size, order, workers)
+        return InMemory(dataset, size, order, workers, share.device, rows)
+    return PerImage(dataset, size, order, workers, rows)
 
 
-def eval_loader(split: Split, view: View, batch_size: int, workers: int) -> Evaluation:
-    """The whole split in order."""
-    return Evaluation(split, view, batch_size, workers)
+def eval_loader(split: Split, view: View, batch_size: int, workers: int, share: Share | None = None) -> Evaluation:
+    """The whole split in order; with a share, this process's batches of it."""
+    return Evaluation(split, view, batch_size, workers, share)
 
 
 def default_workers(dataset: Dataset) -> int:

@@ -128,13 +128,13 @@ def _loaders(folder: Path, dataset: Dataset, size: int, workers: int) -> dict[st
 
         return start
 
-    orders = {repeats: Order(count, BATCH, 0, repeats, process=0, processes=1) for repeats in (1, 3)}
+    orders = {repeats: Order(count, BATCH, 0, repeats) for repeats in (1, 3)}
     ours = {"ours": normalised(PerImage(dataset, size, orders[1], workers))}
     if INPUT[PHOTOS] == size:
         ours["ours, every image 3 times"] = normalised(PerImage(dataset, size, orders[3], workers))
         ours["ours, from tars"] = normalised(PerImage(in_tars(dataset, folder / "tars"), size, orders[1], workers))
     else:
-        ours["in memory"] = normalised(InMemory(dataset, size, orders[1], workers, runtime.accelerator().device))
+        ours["in memory"] = normalised(InMemory(dataset, size, orders[1], workers, runtime.device()))
     return {"timm": timm, "decoding alone": decoding, **ours}
 
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import nn
 
+from pipeline.data.loader import Evaluation
 from pipeline.data.view import View, normalise
 from pipeline.train import runtime
 
@@ -76,6 +77,16 @@ def predictions(predict: Predict, batches: Iterable) -> Predictions:
     return Predictions(labels=labels, predicted=predicted, confidence=confidence)
 
 
+def predictions_of_all(predict: Predict, batches: Evaluation) -> Predictions:
+    """What `predict` makes of a split that is shared out: each process its batches, and then all know everything."""
+    mine = predictions(predict, batches) if len(batches.rows) else None
+    parts = [part for part in runtime.gathered((batches.rows, mine)) if part[1] is not None]
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    found = ([getattr(part, field.name) for _, part in parts] for field in fields(Predictions))
+    labels, predicted, confidence = (np.concatenate(values)[order] for values in found)
+    return Predictions(labels=labels, predicted=predicted, confidence=confidence)
+
+
 def predictor(model: nn.Module, view: View) -> Predict:
     """uint8 (B, 3, H, W) -> (B, C) logits of `model` in evaluation mode, on the device that the model is on."""
 
@@ -92,10 +103,10 @@ def predictor(model: nn.Module, view: View) -> Predict:
     return predict
 
 
-def model_predictions(model: nn.Module, view: View, batches: Iterable) -> Predictions:
+def model_predictions(model: nn.Module, view: View, batches: Evaluation) -> Predictions:
     """What a model makes of a split, on the fastest device; the model is on the CPU afterwards."""
-    model.to(runtime.accelerator().device)
+    model.to(runtime.device())
     try:
-        return predictions(predictor(model, view), batches)
+        return predictions_of_all(predictor(model, view), batches)
     finally:
         model.cpu()

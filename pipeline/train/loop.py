@@ -2,10 +2,13 @@
 
 Bit-for-bit resumable: every random number of a step comes from (seed, step), and a checkpoint is taken between steps.
 A GPU is never waited for within a step: the loss of a step is read, checked and logged while the next one is computed.
+A step is the same on any number of processes and in any number of forwards, but for rounding: losses, gradients and
+what probes see are those of all its images. Processes end together: whether one is to stop comes with the loss.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -28,6 +31,7 @@ from pipeline.data.view import View, normalise
 from pipeline.errors import EnvironmentLacks, Interrupted
 from pipeline.train import checkpoints, runtime
 from pipeline.train.best import Best
+from pipeline.train.drop_path import DropPaths
 from pipeline.train.evaluate import Predictions
 from pipeline.train.features import Features, correspond
 
@@ -40,18 +44,21 @@ _BEGIN_ANEW = "Delete it to begin this stage anew"
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
-class _Loss:
-    """The loss of a step, on its way from the device: asked for now, read when it has arrived."""
+class _Word:
+    """A step's loss, and whether any process is to stop, over all of them: asked for now, read when it has arrived."""
 
-    def __init__(self, loss: torch.Tensor) -> None:
+    def __init__(self, loss: torch.Tensor, stop: bool, processes: int) -> None:
+        word = torch.stack([loss / processes, torch.full_like(loss, float(stop))])
+        runtime.sum_over_processes(word)
         # on other devices than CUDA's a copy that is not waited for may be read too early
-        self._value = loss.detach().to("cpu", non_blocking=loss.is_cuda)
-        self._arrived = torch.cuda.current_stream().record_event() if loss.is_cuda else None
+        self._value = word.to("cpu", non_blocking=word.is_cuda)
+        self._arrived = torch.cuda.current_stream().record_event() if word.is_cuda else None
 
-    def read(self) -> float:
+    def read(self) -> tuple[float, bool]:
         if self._arrived is not None:
             self._arrived.synchronize()
-        return float(self._value)
+        loss, stop = self._value.tolist()
+        return loss, stop > 0
 
 
 def train(
@@ -74,21 +81,28 @@ def train(
 ) -> int:
     """Train `model` in place, from `checkpoint` if there is one; it is on the CPU afterwards.
 
-    batches:  uint8 (B, 3, H, W) and int64 (B,), from any step on
+    batches:  uint8 (B, 3, H, W) and int64 (B,), from any step on: this process's part of all
     stage:    name that goes into every log line
     view:     mean and std that the model expects
     teacher:  model that is learned from too: its logits, and its residual stream where it corresponds
     logits_alone: learn from the teacher's logits alone
     evaluate: what the model as it stands makes of the validation split; its accuracy is logged after epochs
-    progress: called after every step with (stage, steps done, steps in all, {"loss"} and the latest {"top1"})
+    progress: called after every step with (stage, steps done, steps in all, {"loss", "lr"} and the latest accuracies)
     say:      told, in a line, what the user should know
     Returns the epoch whose weights are kept: the best, as train.best has it, if there is no pruner; else the last.
-    Raises Interrupted after Ctrl-C, and EnvironmentLacks if the processes that read images have died, both with a
-    checkpoint written; ValueError if the loss stops being finite, which is noticed a step late but never saved.
+    Raises Interrupted after Ctrl-C in any process, and EnvironmentLacks if the processes that read images or another
+    one of the training have died, both with a checkpoint written; ValueError if the loss stops being finite, which is
+    noticed a step late but never saved.
     """
-    accelerator = runtime.accelerator()
-    device = accelerator.device
-    lr = config.lr_at(batches.batch_size * accelerator.num_processes)
+    rounds = len(batches.rows)
+    accelerator = runtime.accelerator(rounds)
+    device, processes = accelerator.device, accelerator.num_processes
+    lr = config.lr_at(batches.batch_size)
+    if (config.mixup or config.cutmix) and len(batches.rows[0]) % 2:
+        problem = f"{len(batches.rows[0])} images of a step in a process at a time: mixup and cutmix mix two each"
+        multiple = 2 * rounds * processes
+        raise runtime.of_all(ValueError(f"{problem}. Take a BATCH_SIZE that is a multiple of {multiple}"))
+    drop_paths = DropPaths(model, batches.batch_size)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=config.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)  # not the batches: they know their process themselves
     steps_per_epoch, bare = len(batches), accelerator.unwrap_model(model)
@@ -108,7 +122,7 @@ def train(
         teacher = teacher.to(device).eval()
     features = None
     if teacher is not None and not logits_alone and correspond(bare, teacher):
-        features = Features(bare, teacher)
+        features = Features(bare, teacher, rounds)
     mixup = None
     criterion: nn.Module = LabelSmoothingCrossEntropy(config.label_smoothing)
     if config.mixup or config.cutmix:
@@ -120,7 +134,7 @@ def train(
     step = 0
     if state := checkpoints.load_latest(checkpoint, say):
         if (state["config"], state["seed"]) != (fields, seed):
-            raise ValueError(f"checkpoint {checkpoint} belongs to another configuration. {_BEGIN_ANEW}")
+            raise runtime.of_all(ValueError(f"checkpoint {checkpoint} belongs to another configuration. {_BEGIN_ANEW}"))
         try:
             bare.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
@@ -128,83 +142,125 @@ def train(
                 pruner.load_state_dict(state["pruner"])
             if best is not None:
                 best.load_state_dict(state["best"])
+            if accelerator.scaler is not None and state.get("scaler"):
+                accelerator.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"checkpoint {checkpoint} does not fit this model. {_BEGIN_ANEW}") from error
         step = state["step"]
+    runtime.agree("step to go on from (is the run's folder the same one on all machines?)", (stage, step))
     if accelerator.is_main_process:
         log.rewind(stage, step)
 
     shown: dict[str, float] = {}
-    waiting: list[tuple[dict[str, Any], _Loss, Any]] = []  # at most one
+    waiting: list[tuple[dict[str, Any], _Word, Any]] = []  # at most one
+    stopping = False  # a process was to stop a step ago, as all of them know
+    sound = True  # the state is that of `step` steps
 
     def write_waiting() -> None:
         """Check, log and show the step that has been computed but not looked at."""
+        nonlocal stopping
         while waiting:
-            line, loss, update = waiting.pop()
-            line["loss"] = loss.read()
+            line, word, update = waiting.pop()
+            line["loss"], stopping = word.read()
             if not math.isfinite(line["loss"]):
-                raise ValueError(f"{stage}: the loss became {line['loss']} at step {line['step']}. Try a lower LR")
+                problem = f"{stage}: the loss became {line['loss']} at step {line['step']}. Try a lower LR"
+                raise runtime.of_all(ValueError(problem))
             if accelerator.is_main_process:
                 log.write(line if update is None else {**line, **update})
-                shown.update((key, line[key]) for key in ("loss", "top1") if key in line)
+                shown.update((key, line[key]) for key in ("loss", "lr", "top1", "balanced_accuracy") if key in line)
                 if progress is not None:
                     progress(stage, line["step"], total, shown)
 
     def save() -> None:
-        state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
-                 "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None,
-                 "best": best.state_dict() if best else None}  # fmt: skip
+        """All processes have the same state; it is written by one."""
         if accelerator.is_main_process:
+            state = {"config": fields, "seed": seed, "step": step, "model": bare.state_dict(),
+                     "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict() if pruner else None,
+                     "best": best.state_dict() if best else None,
+                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}  # fmt: skip
             checkpoints.save(checkpoint, state)
+
+    def part() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The next inputs and targets of a step, mixed, and the teacher's logits."""
+        images, labels = (one.to(device, non_blocking=device.type == "cuda") for one in next(stream))
+        inputs, targets = normalise(images, view.mean, view.std), labels
+        if mixup is not None:
+            set_seed(_step_seed(seed, step))  # the same draws for all parts of a step
+            inputs, targets = mixup(inputs, labels)
+        if teacher is None:
+            return inputs, targets, None
+        with torch.inference_mode(), accelerator.autocast():
+            return inputs, targets, teacher(inputs).float()
+
+    def backward(inputs: torch.Tensor, targets: torch.Tensor, taught: torch.Tensor | None) -> torch.Tensor:
+        """One forward and backward; returns the loss, detached."""
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                logits = forward(inputs)
+            loss = criterion(logits.float(), targets)
+            if taught is not None:
+                loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * distillation(logits.float(), taught)
+                if features is not None:
+                    loss = loss + FEATURE_WEIGHT * features.loss()
+            extra = pruner.loss(targets) if pruner is not None else None
+            accelerator.backward(loss if extra is None else loss + extra)
+        return loss.detach()
+
+    def train_step() -> None:
+        nonlocal step, sound
+        scheduler.step_update(step)
+        parts = [part() for _ in batches.rows]
+        losses = []
+        for rows, (inputs, targets, taught) in zip(batches.rows, parts, strict=True):
+            set_seed(_step_seed(seed, step))
+            drop_paths.draw(_step_seed(seed, step), rows, device)
+            losses.append(backward(inputs, targets, taught))
+        word = _Word(torch.stack(losses).mean(), stop.set, processes)
+        update = None
+        if pruner is not None:
+            # probes learn, and all processes with them, before anything changes
+            scale = {} if accelerator.scaler is None else {"grad_scale": accelerator.scaler.get_scale()}
+            update = pruner.step(torch.cat([targets for _, targets, _ in parts]), **scale)
+            if update is not None and processes > 1:
+                sound = False
+                runtime.agree("masks", (update, masks_digest(bare)))
+        accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        step, sound = step + 1, True
+        write_waiting()
+        now = optimizer.param_groups[0]["lr"]
+        waiting.append(({"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": now}, word, update))
 
     model.train()
     saved_at = time.monotonic()
     with runtime.StopRequest() as stop, contextlib.closing(batches.starting_at(step)) as stream:
         while step < total and not (best and best.exhausted()):
             try:
-                images, labels = next(stream)
-            except EnvironmentLacks:
-                write_waiting()
-                save()
+                train_step()
+            except (RuntimeError, EnvironmentLacks) as error:
+                # a GPU may be any number of steps behind
+                lost = runtime.has_lost_another(error) and sound and device.type == "cpu"
+                if lost or isinstance(error, EnvironmentLacks):
+                    write_waiting()
+                    save()
                 raise
-            set_seed(_step_seed(seed, step), device_specific=True)
-            scheduler.step_update(step)
-            images, labels = (part.to(device, non_blocking=device.type == "cuda") for part in (images, labels))
-            inputs, targets = normalise(images, view.mean, view.std), labels
-            if mixup is not None:
-                inputs, targets = mixup(inputs, labels)
-            with accelerator.autocast():
-                logits = forward(inputs)
-            loss = criterion(logits.float(), targets)
-            if teacher is not None:
-                with torch.inference_mode(), accelerator.autocast():
-                    taught = teacher(inputs).float()
-                loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * distillation(logits.float(), taught)
-                if features is not None:
-                    loss = loss + FEATURE_WEIGHT * features.loss()
-            extra = pruner.loss(targets) if pruner is not None else None
-            accelerator.backward(loss if extra is None else loss + extra)
-            update = pruner.step(targets) if pruner is not None else None
-            accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            write_waiting()
-            now = optimizer.param_groups[0]["lr"]
-            line = {"stage": stage, "step": step, "epoch": step / steps_per_epoch, "lr": now}
-            waiting.append((line, _Loss(loss), update))
             if evaluate is not None and step % steps_per_epoch == 0 and config.evaluates(step // steps_per_epoch):
-                found = runtime.from_main(evaluate(bare) if accelerator.is_main_process else None)
-                line |= {"top1": found.top1, "balanced_accuracy": found.balanced}
+                found = evaluate(bare)
+                waiting[-1][0].update(top1=found.top1, balanced_accuracy=found.balanced)
                 if best is not None:
                     best.note(step // steps_per_epoch, found, bare)
             over = step == total or (best is not None and best.exhausted())
-            if stop.set or over or time.monotonic() - saved_at > config.checkpoint_seconds:
+            ends = runtime.of_any(stop.set) if over or processes == 1 else stopping
+            if ends or over or time.monotonic() - saved_at > config.checkpoint_seconds:
                 write_waiting()
                 save()
                 saved_at = time.monotonic()
-            if stop.set:
-                raise Interrupted(f"{stage} stopped at step {step} of {total}")
+                ends = ends or (processes == 1 and stop.set)
+            if ends:
+                runtime.on_main(lambda: None)  # whoever started the processes ends all when one has: not before this
+                raise runtime.of_all(Interrupted(f"{stage} stopped at step {step} of {total}"))
+    drop_paths.remove()
     if features is not None:
         features.remove()
     bare.cpu()
@@ -225,6 +281,14 @@ def distillation(logits_BC: torch.Tensor, taught_BC: torch.Tensor) -> torch.Tens
     aim = nn.functional.log_softmax(taught_BC / TEACHER_TEMPERATURE, -1)
     kl = nn.functional.kl_div(soft, aim, reduction="batchmean", log_target=True)
     return kl * TEACHER_TEMPERATURE**2
+
+
+def masks_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's buffers, which are its masks."""
+    digest = hashlib.sha256()
+    for buffer in model.buffers():
+        digest.update(buffer.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _step_seed(seed: int, step: int) -> int:
