@@ -71,20 +71,20 @@ def test_what_the_last_epoch_has_found_is_not_computed_again(image_folder, tmp_p
     context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
     stages.run_training(context, only="prepare")
     counted = []
-    for name in ("predictions", "model_predictions"):
+    for name in ("predictions_of_all", "model_predictions"):
         function = getattr(context_module, name)
         monkeypatch.setattr(
             context_module, name, lambda *given, name=name, function=function: counted.append(name) or function(*given)
         )
     stages.run_training(context, only="dense")
-    assert counted == ["predictions"]
+    assert counted == ["predictions_of_all"]
     found = context.run.results("dense")
     assert [line["top1"] for line in context.run.log.read() if "top1" in line] == [found["top1_dense"]]
     (kept,) = (name for name in context.run.files("dense") if name.startswith("predictions/"))
     digest = files.digest(tmp_path / "run" / kept)
     (tmp_path / "run" / kept).unlink()
     stages.run_training(context, only="dense")
-    assert counted == ["predictions", "model_predictions"]
+    assert counted == ["predictions_of_all", "model_predictions"]
     assert (context.run.results("dense"), files.digest(tmp_path / "run" / kept)) == (found, digest)
 
 

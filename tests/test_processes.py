@@ -150,7 +150,7 @@ COMMAND = ["-m", "pipeline", "prune", "--sparsity", "0.5", "--epochs", "2", "--f
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_all_and_the_same_command_goes_on(image_folder, tmp_path):
     """Then with another number of processes, up to the report; its numbers are those of one process."""
-    options = ["--dataset", f"folder:{image_folder}", "--model", "deit_micro_patch8_64", "--dense-epochs", "8"]
+    options = ["--dataset", f"folder:{image_folder}", "--model", "deit_micro_patch8_64", "--dense-epochs", "4"]
     environment = {**GLOO, "PYTHONPATH": str(ROOT)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     several = subprocess.Popen([sys.executable, *COMMAND, *options, "--nproc", "2", "--micro-batch", "4"],
