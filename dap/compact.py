@@ -297,5 +297,8 @@ def write(path: Path, content: bytes) -> None:
             file.write(content)
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write to a full disk does not say where that was
+        raise
     finally:
         temporary.unlink(missing_ok=True)

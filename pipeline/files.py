@@ -23,6 +23,9 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write to a full disk does not say where that was
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,5 +120,9 @@ class Log:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise

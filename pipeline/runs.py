@@ -1,7 +1,9 @@
 """The run folder: its config, and what every finished stage left."""
 
+import contextlib
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,8 @@ class Run:
                     f"Choose another RUN=name, or delete the folder"
                 )
         else:
-            if not path.exists() and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+            left = {".lock", *(one.name for one in folder.glob(f".{path.name}.*.tmp"))}  # the last: by a killed process
+            if not path.exists() and folder.is_dir() and any(p.name not in left for p in folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no run. Choose another RUN=name")
             write_json(path, to_dict(config))
         return Run(folder, config)
@@ -86,12 +89,14 @@ class Run:
                 raise ValueError(f"{path} is not what stage {stage} wrote (damaged?). Delete it to have it made anew")
         return True
 
-    def begin(self, stage: str, inputs: Any) -> bool:
-        """Note that `stage` has begun. Returns whether it had begun with other inputs before."""
+    def changed(self, stage: str, inputs: Any) -> bool:
+        """Whether `stage` had begun with other inputs."""
         record = self.records().get(stage)
-        changed = record is not None and record.inputs != _fingerprint(inputs)
+        return record is not None and record.inputs != _fingerprint(inputs)
+
+    def begin(self, stage: str, inputs: Any) -> None:
+        """Note that `stage` has begun."""
         self._write(stage, Record(inputs=_fingerprint(inputs), files={}))
-        return changed
 
     def finish(self, stage: str, inputs: Any, files: list[Path], results: dict[str, Any], seconds: float) -> None:
         """Record that `stage` has finished."""
@@ -104,6 +109,7 @@ class Run:
             if entry["seconds"] is None:
                 del entry["results"], entry["seconds"]
         write_json(self.folder / "stages.json", known)
+        _date_last(self.folder / "stages.json")
 
     def files(self, stage: str) -> dict[str, str]:
         """Digests of the files that a finished stage wrote."""
@@ -117,6 +123,17 @@ def _records(path: Path) -> dict[str, Record]:
 
 def _fingerprint(inputs: Any) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _date_last(path: Path) -> None:
+    """See that no other run's file has a later time than this one, which has just been written.
+
+    Else, after a clock was set back, `latest` would take another run for the one that was worked on last.
+    """
+    with contextlib.suppress(OSError):  # another run that is just being deleted
+        times = [other.stat().st_mtime_ns for other in path.parents[1].glob(f"*/{path.name}") if other != path]
+        if path.stat().st_mtime_ns <= (newest := max(times, default=0)):
+            os.utime(path, ns=(newest + 1000, newest + 1000))
 
 
 def latest(root: Path) -> Path:

@@ -280,9 +280,11 @@ def _begins(context: Context, name: str, inputs: Any, *, again: bool) -> bool:
     if context.run.finished(name, inputs) and not again:
         context.say(f"{name}: finished before")
         return False
-    anew = context.run.begin(name, inputs)
-    # what took hours is not deleted: inputs may have changed for a moment only, when an image could not be read
+    anew = context.run.changed(name, inputs)
+    # what took hours is not deleted: inputs may have changed for a moment only, when an image could not be read. Before
+    # the change is noted: a process that is killed in between would take it for a checkpoint of the new inputs
     aside = checkpoints.set_aside(context.checkpoints / f"{name}.pt") if anew else None
+    context.run.begin(name, inputs)
     kept = f"; how far it was is kept in {aside}" if aside else ""
     context.say(f"{name}: its inputs have changed, so it begins anew{kept}" if anew else name)
     return True

@@ -210,6 +210,35 @@ def test_new_images_make_every_stage_begin_anew(image_folder, tmp_path):
     assert said == ["prepare: its inputs have changed, so it begins anew"]
 
 
+@pytest.mark.parametrize("moved", [0, 1])
+def test_killed_while_what_other_inputs_have_left_is_set_aside(image_folder, tmp_path, monkeypatch, moved):
+    """The same command goes on from none of it, however many of the two checkpoints had been moved."""
+    context, said = context_of(tmp_path / "run", tiny_config(image_folder))
+    context.run.begin("dense", "before")
+    for step in (1, 2):
+        checkpoints.save(context.checkpoints / "dense.pt", {"step": step})
+    move, left, found = os.replace, moved, []
+
+    def killed(source: Path, to: Path) -> None:
+        nonlocal left
+        if Path(to).parent.name == "aside":
+            if left == 0:
+                raise Interrupted("killed")
+            left -= 1
+        move(source, to)
+
+    def dense() -> tuple[list, dict]:
+        found.append(checkpoints.load_latest(context.checkpoints / "dense.pt", said.append))
+        return [], {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Interrupted):
+            stages._run(context, "dense", "after", dense)
+    stages._run(context, "dense", "after", dense)
+    assert found == [None]
+
+
 def test_a_stage_alone_needs_those_before_it(image_folder, tmp_path):
     context, _ = context_of(tmp_path / "run", tiny_config(image_folder))
     with pytest.raises(ValueError, match="stage compact needs stage prepare"):

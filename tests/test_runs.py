@@ -75,7 +75,8 @@ def test_a_stage_is_finished_only_with_the_same_inputs_and_its_files(config, tmp
     result.parent.mkdir()
     result.write_bytes(b"weights")
     assert not run.finished("prune", {"data": "a"})
-    assert run.begin("prune", {"data": "a"}) is False
+    assert not run.changed("prune", {"data": "a"})
+    run.begin("prune", {"data": "a"})
     assert not run.finished("prune", {"data": "a"})  # begun is not finished
     run.finish("prune", {"data": "a"}, [result], {"top1": 1.0}, 2.0)
     assert run.finished("prune", {"data": "a"})
@@ -86,7 +87,8 @@ def test_a_stage_is_finished_only_with_the_same_inputs_and_its_files(config, tmp
         run.finished("prune", {"data": "a"})
     result.unlink()
     assert not run.finished("prune", {"data": "a"})
-    assert run.begin("prune", {"data": "b"}) is True
+    assert not run.changed("prune", {"data": "a"})
+    assert run.changed("prune", {"data": "b"})
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,23 @@ def test_latest_is_the_run_that_worked_last(config, tmp_path):
         time.sleep(0.02)
     Run.create(tmp_path / "failed", config).begin("prepare", 1)
     assert latest(tmp_path).name == "one"
+
+
+def test_latest_is_the_run_that_worked_last_though_the_clock_was_set_back(config, tmp_path):
+    Run.create(tmp_path / "one", config).finish("prepare", 1, [], {}, 0.1)
+    ahead = time.time() + 3600  # by the clock as it was
+    os.utime(tmp_path / "one" / "stages.json", (ahead, ahead))
+    for name in ("two", "one", "two"):
+        Run.create(tmp_path / name, config).finish("prepare", 1, [], {}, 0.1)
+        assert latest(tmp_path).name == name
+
+
+def test_a_folder_in_which_the_first_write_was_killed_may_be_taken(config, tmp_path):
+    (tmp_path / "r").mkdir()
+    for left in (".lock", ".config.json.77.tmp"):
+        (tmp_path / "r" / left).touch()
+    Run.create(tmp_path / "r", config)
+    assert Run.open(tmp_path / "r").config == config
 
 
 def hold(folder, held):
