@@ -1,9 +1,9 @@
 """A small run, killed again and again: `python tests/soak.py --kills 20 --seed 0 [--processes 2]`.
 
-`make prune` and `make deploy` are run once undisturbed. Then they are run again, and all that they have started is ended at
-once by SIGKILL, at a random moment of every stage in turn, and the same command is repeated, until the kills are spent.
-What is left must be what the undisturbed run has left, byte for byte, but for what was measured in seconds. Prints the counts as
-JSON; exit code 1 if anything differs.
+`make prune` and `make deploy` are run once undisturbed. Then they are run again: at a random moment of every stage in
+turn, all that they have started is ended at once by SIGKILL, and the same command is repeated, until the kills are
+spent. What is left must be what the undisturbed run has left, byte for byte, but for what was measured in seconds.
+Prints the counts as JSON; exit code 1 if anything differs.
 """
 
 import argparse
@@ -19,14 +19,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from conftest import make_image_folder, tiny_config
@@ -35,12 +33,12 @@ from pipeline.config import to_dict
 from pipeline.runs import Run
 from pipeline.train import checkpoints
 
+ROOT = Path(__file__).parent.parent
 STAGES = {
     "prune": ("prepare", "dense", "prune", "compact", "finetune"),
     "deploy": ("export host", "validate host"),
 }
 """what the commands go through; before it comes `loading`, after it `report`"""
-PHASES = [(verb, phase) for verb, stages in STAGES.items() for phase in ("loading", *stages, "report")]
 HAND = 10
 """kills that a run has to survive at most"""
 MEASURED = ("created", "seconds", "seconds_per_stage", "export_seconds", "export_peak_mb", "peak_mb", "load_ms",
@@ -207,9 +205,12 @@ def differences(expected: Any, found: Any, where: str = "") -> list[str]:
     return [] if expected == found else [f"{where}: {str(expected)[:80]} became {str(found)[:80]}"]
 
 
-def soak(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
-    """The counts; raises RuntimeError if a command ends in an error."""
+def soak(
+    folder: Path, kills: int, seed: int, processes: int = 1, verbs: Sequence[str] = tuple(STAGES)
+) -> dict[str, Any]:
+    """The counts, in an empty folder; raises RuntimeError if a command ends in an error."""
     began, draw, test = time.monotonic(), random.Random(seed), Soak(folder, processes)
+    phases = [(verb, phase) for verb in verbs for phase in ("loading", *STAGES[verb], "report")]
     usual: dict[tuple[str, str], float] = {}
     killed: Counter[str] = Counter()
     told: list[str] = []
@@ -233,20 +234,19 @@ def soak(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
 
     whole = folder / "whole"
     whole.mkdir()
-    for verb in STAGES:
-        attempt = to_the_end(verb, whole, [])
-        usual |= {(verb, phase): seconds for phase, seconds in attempt.seconds().items()}
+    for verb in verbs:
+        usual |= {(verb, phase): seconds for phase, seconds in to_the_end(verb, whole, []).seconds().items()}
     expected = left_by(whole / "runs" / "soak")
     print(" ".join(f"{phase}: {seconds:.1f} s" for (_, phase), seconds in usual.items()), file=sys.stderr)
     while killed.total() < kills:
         count = min(HAND, kills - killed.total())
         while len(deck) < count:
-            deck += draw.sample(PHASES, len(PHASES))
-        hand, deck = sorted(deck[:count], key=PHASES.index), deck[count:]
+            deck += draw.sample(phases, len(phases))
+        hand, deck = sorted(deck[:count], key=phases.index), deck[count:]
         place = folder / str(runs)
         place.mkdir()
         runs += 1
-        for verb in STAGES:
+        for verb in verbs:
             to_the_end(verb, place, hand)
         differing += differences(expected, left_by(place / "runs" / "soak"), str(runs))
     return {
@@ -254,7 +254,7 @@ def soak(folder: Path, kills: int, seed: int, processes: int) -> dict[str, Any]:
         "processes": processes,
         "seed": seed,
         "runs": runs,
-        "killed_in": {phase: killed[phase] for phase in dict.fromkeys(phase for _, phase in PHASES)},
+        "killed_in": {phase: killed[phase] for phase in dict.fromkeys(phase for _, phase in phases)},
         "files_compared": len(expected),
         "told": told,
         "differences": differing,

@@ -124,6 +124,21 @@ def test_a_wrong_command_does_not_block_the_name(run, monkeypatch):
     assert code == 0, text
 
 
+def test_a_command_for_a_run_that_another_works_on_changes_nothing(run):
+    assert run("prune", "--sparsity", "0.999", "--run", "mine")[0] == 2  # leaves a run folder without results
+
+    def contents() -> dict[Path, tuple[int, bytes]]:
+        found = (path for path in Path("runs").rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    before = contents()
+    with files.locked(Path("runs/mine")):
+        for verb in (["prune"], ["prune", "--seed", "7"], ["deploy"], ["bench"], ["hub"], ["stage", "report"]):
+            code, text = run(*verb, "--run", "mine")
+            assert (code, "runs/mine is in use by another process" in text) == (2, True), text
+    assert contents() == before
+
+
 @pytest.mark.parametrize("option", ["--dataset", "--model", "--method"])
 def test_a_mistyped_name_leaves_no_folder(run, option, tmp_path):
     assert run("prune", option, "nonsense")[0] == 2

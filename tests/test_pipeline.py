@@ -390,6 +390,22 @@ def test_a_term_for_the_whole_group_ends_with_a_checkpoint(image_folder, tmp_pat
 
 
 @pytest.mark.slow
+def test_of_two_same_commands_at_the_same_moment_one_says_so_and_ends(image_folder, tmp_path):
+    both = [command(tmp_path, image_folder) for _ in range(2)]
+    deadline = time.monotonic() + 120
+    while all(process.poll() is None for process in both):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first, second = sorted(both, key=lambda process: process.poll() is not None)
+    said, _ = second.communicate()
+    assert (second.returncode, "in use by another process. Wait for it" in said) == (2, True), said
+    wait_for_step(tmp_path / "runs" / "mine", "dense", 2)
+    os.killpg(first.pid, signal.SIGTERM)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, said
+
+
+@pytest.mark.slow
 def test_a_loaders_process_that_is_killed_ends_the_run_with_advice(image_folder, tmp_path):
     """As the kernel does when the memory runs out."""
     process = command(tmp_path, image_folder)
