@@ -82,7 +82,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InUse(
-                f"{folder} is in use by another process. Wait for it, or choose another with RUN= or DATA="
+                f"{folder} is in use by another process. Wait for it, or choose another with RUN=, DATA= or OUT="
             ) from error
         _held.add(file.fileno())
         try:

@@ -254,6 +254,23 @@ def test_nothing_half_written_is_left(image_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_tars_are_made_by_one_process_at_a_time_and_anew_after_a_killed_one(image_folder, tmp_path):
+    dataset, refused = load_dataset(f"folder:{image_folder}"), []
+    (tmp_path / ".out.tmp").mkdir()
+    (tmp_path / ".out.tmp" / "train-000009.tar").touch()
+
+    def again(split: str, done: int, total: int) -> None:
+        if done == 5:
+            with pytest.raises(ValueError, match="in use by another process") as error:
+                write(dataset, tmp_path / "out", 10**6, lambda *_: None)
+            refused.append(error)
+
+    paths = write(dataset, tmp_path / "out", 10**6, again)
+    assert len(refused) == len(dataset.splits)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {shards.NAMES, *(path.name for path in paths)}
+    assert not any(path.name == "train-000009.tar" for path in paths)
+
+
 def test_runs_of_tars_have_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     patterns = "birds", "birds/{train,val}-{0..3}.tar", "http://host/birds/t-{0..3}.tar", "http://host/{a,b}/t.tar"

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from pipeline import files
 from pipeline.data.datasets import Dataset
 from pipeline.data.index import Files
 from pipeline.data.shards import NAMES
@@ -19,22 +20,24 @@ def write(dataset: Dataset, folder: Path, shard_bytes: int, progress: Callable[[
     all of it is there.
     shard_bytes: after which a tar is ended
     progress:    told the split, images done and all of them
-    Raises ValueError for a folder that is there, and for data sets without files.
+    Raises ValueError for a folder that is there or being made, and for data sets without files.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists. Remove it, or name another folder with OUT=")
     unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        for name, split in dataset.splits.items():
-            if not isinstance(split.images, Files):
-                raise ValueError(f"DATASET={dataset.name} is no set of files: it is held in memory as it is")
-            _write_split(unfinished, name, split.images, split.labels.tolist(), shard_bytes, progress)
-        (unfinished / NAMES).write_text("".join(f"{name}\n" for name in dataset.classes), encoding="utf-8")
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with files.locked(unfinished):
+        try:
+            if folder.exists():
+                raise ValueError(f"{folder} exists. Remove it, or name another folder with OUT=")
+            for left in unfinished.glob("[!.]*"):  # by a process that was killed
+                left.unlink()
+            for name, split in dataset.splits.items():
+                if not isinstance(split.images, Files):
+                    raise ValueError(f"DATASET={dataset.name} is no set of files: it is held in memory as it is")
+                _write_split(unfinished, name, split.images, split.labels.tolist(), shard_bytes, progress)
+            (unfinished / NAMES).write_text("".join(f"{name}\n" for name in dataset.classes), encoding="utf-8")
+            (unfinished / ".lock").unlink()
+            unfinished.replace(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return sorted(folder.glob("*.tar"))
 
 
