@@ -39,8 +39,6 @@ STAGES = {
     "deploy": ("export host", "validate host"),
 }
 """what the commands go through; before it comes `loading`, after it `report`"""
-HAND = 10
-"""kills that a run has to survive at most"""
 MEASURED = ("created", "seconds", "seconds_per_stage", "export_seconds", "export_peak_mb", "peak_mb", "load_ms",
             "end_to_end_ms", "latency_ms", "latency_dense_ms", "conditions", "device", "checks", "reason", "unsettled",
             "unmeasured", "verdict")  # fmt: skip
@@ -212,9 +210,8 @@ def soak(
     began, draw, test = time.monotonic(), random.Random(seed), Soak(folder, processes)
     phases = [(verb, phase) for verb in verbs for phase in ("loading", *STAGES[verb], "report")]
     usual: dict[tuple[str, str], float] = {}
-    killed: Counter[str] = Counter()
+    killed: Counter[tuple[str, str]] = Counter()
     told: list[str] = []
-    deck: list[tuple[str, str]] = []
     runs, differing = 0, []
 
     def to_the_end(verb: str, place: Path, hand: list[tuple[str, str]]) -> Attempt:
@@ -224,7 +221,7 @@ def soak(
             attempt = test.start(verb, place, phase, after)
             told.extend(line for line in attempt.said if "checkpoint" in line or "inputs have changed" in line)
             if attempt.code is None:
-                killed[attempt.phase] += 1
+                killed[verb, attempt.phase] += 1
                 print(f"killed in {attempt.phase}", file=sys.stderr)
                 continue
             if attempt.code not in ((0,) if verb == "prune" else (0, 3)):
@@ -239,10 +236,9 @@ def soak(
     expected = left_by(whole / "runs" / "soak")
     print(" ".join(f"{phase}: {seconds:.1f} s" for (_, phase), seconds in usual.items()), file=sys.stderr)
     while killed.total() < kills:
-        count = min(HAND, kills - killed.total())
-        while len(deck) < count:
-            deck += draw.sample(phases, len(phases))
-        hand, deck = sorted(deck[:count], key=phases.index), deck[count:]
+        # those first in which it has been killed least often: a stage may be over before its moment comes
+        rarest = sorted(draw.sample(phases, len(phases)), key=lambda phase: killed[phase])
+        hand = sorted(rarest[: kills - killed.total()], key=phases.index)
         place = folder / str(runs)
         place.mkdir()
         runs += 1
@@ -254,7 +250,7 @@ def soak(
         "processes": processes,
         "seed": seed,
         "runs": runs,
-        "killed_in": {phase: killed[phase] for phase in dict.fromkeys(phase for _, phase in phases)},
+        "killed_in": {f"{verb}: {phase}": killed[verb, phase] for verb, phase in phases},
         "files_compared": len(expected),
         "told": told,
         "differences": differing,
