@@ -251,7 +251,7 @@ def test_offline_names_the_two_ways_out(tmp_path, environment):
 )
 def test_prune_begins_with_the_repositorys_weights_unless_others_are_named(monkeypatch, tmp_path, options, weights):
     runs = []
-    monkeypatch.setattr(sessions, "train", lambda folder, config: runs.append((folder, config)))
+    monkeypatch.setattr(sessions, "train", lambda folder, config, *_: runs.append((folder, config)))
     monkeypatch.setattr("sys.argv", ["pipeline", "prune", "DATASET=digits", f"MODEL={DEIT}", *options])
     with pytest.raises(SystemExit) as ended:
         cli.main()
