@@ -79,7 +79,7 @@ format: $(READY) ## let ruff format the code
 # Named by what is installed, and loaded by nothing here. Of torch's own, those that it is imported without: a GPU wants
 # them, and requirements-cuda.lock has them. Of the converters', what is for language models and their hubs.
 LEFT_OUT := triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder \
-	transformers tokenizers pytorch-tokenizers sentencepiece tiktoken regex kagglehub kagglesdk \
+	pytorch-tokenizers sentencepiece tiktoken kagglehub kagglesdk \
 	hydra-core omegaconf antlr4-python3-runtime
 UV := uv pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11
 
