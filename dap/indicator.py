@@ -81,9 +81,9 @@ class BatchedProbes(nn.Module):
         self.class_reduce = self.patch_reduce = None
         width = dim
         if rank * (dim + classes) < dim * classes:
+            # a random projection that keeps a token's length
             self.class_reduce, self.patch_reduce = (
-                nn.Parameter(torch.randn(blocks, dim, rank) / rank**0.5)
-                for _ in range(2)  # keeps a token's length
+                nn.Parameter(torch.randn(blocks, dim, rank) / rank**0.5) for _ in range(2)
             )
             width = rank
         self.class_head = nn.Parameter(torch.zeros(blocks, width, classes))
