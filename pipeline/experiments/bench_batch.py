@@ -90,7 +90,10 @@ def _before(path: Path, graph: bytes, precision: str) -> tuple[None, tuple[str, 
 
 
 def _counted(content: bytes) -> tuple[int, int]:
-    """Operations in a file, and the tensors they make whose leading dimension is not 1."""
+    """Operations in a file, and the tensors they make whose leading dimension is not 1.
+
+    Of int8-dynamic that counts the patch embedding's weights, a constant that is unpacked where it is used.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     graph = schema.Model.GetRootAs(content).Subgraphs(0)
