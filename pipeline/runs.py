@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ class Record:
     """the files that it wrote -> their digests"""
     results: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
-    """None: it has begun and not finished"""
+    """that it took, of all processes that worked on it; None: it has begun and not finished"""
+    spent: float = 0.0
+    """seconds of processes that were stopped before it had finished"""
 
 
 class Run:
@@ -95,19 +97,32 @@ class Run:
         return record is not None and record.inputs != _fingerprint(inputs)
 
     def begin(self, stage: str, inputs: Any) -> None:
-        """Note that `stage` has begun."""
-        self._write(stage, Record(inputs=_fingerprint(inputs), files={}))
+        """Note that `stage` has begun, or goes on."""
+        self._write(stage, Record(inputs=_fingerprint(inputs), files={}, spent=self._spent(stage, inputs)))
+
+    def stopped(self, stage: str, seconds: float) -> None:
+        """Note that `stage`, which has begun, has been worked on for so long and not finished."""
+        record = self.records()[stage]
+        self._write(stage, replace(record, spent=record.spent + seconds))
 
     def finish(self, stage: str, inputs: Any, files: list[Path], results: dict[str, Any], seconds: float) -> None:
-        """Record that `stage` has finished."""
+        """Record that `stage` has finished. seconds: since this process began with it"""
         written = {str(path.relative_to(self.folder)): digest(path) for path in files}
+        seconds += self._spent(stage, inputs)
         self._write(stage, Record(inputs=_fingerprint(inputs), files=written, results=results, seconds=seconds))
+
+    def _spent(self, stage: str, inputs: Any) -> float:
+        """Seconds of processes that were stopped in this stage and with these inputs."""
+        record = self.records().get(stage)
+        goes_on = record is not None and record.seconds is None and record.inputs == _fingerprint(inputs)
+        return record.spent if record is not None and goes_on else 0.0
 
     def _write(self, stage: str, record: Record) -> None:
         known = {name: asdict(other) for name, other in {**self.records(), stage: record}.items()}
         for entry in known.values():
-            if entry["seconds"] is None:
-                del entry["results"], entry["seconds"]
+            unset = ("results", "seconds") if entry["seconds"] is None else ()
+            for key in unset if entry["spent"] else (*unset, "spent"):
+                del entry[key]
         write_json(self.folder / "stages.json", known)
         _date_last(self.folder / "stages.json")
 

@@ -5,6 +5,7 @@ prepare, dense, prune, compact, finetune    once per run
 export, validate, report                    once per run and target
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -270,7 +271,13 @@ def _run(context: Context, name: str, inputs: Any, stage: Callable[[], Written],
     if not runtime.on_main(partial(_begins, context, name, inputs, again=again)):
         return
     started = time.monotonic()
-    written, results = stage()
+    try:
+        written, results = stage()
+    except BaseException:
+        if runtime.is_main():
+            with contextlib.suppress(OSError):  # a full disk, of which the error tells
+                context.run.stopped(name, time.monotonic() - started)
+        raise
     seconds = time.monotonic() - started
     runtime.on_main(partial(context.run.finish, name, inputs, written, results, seconds))
 

@@ -351,6 +351,10 @@ def test_ctrl_c_saves_and_says_so(image_folder, tmp_path):
         stages.run_training(context)
     assert checkpoints.load(folder / "checkpoints" / "prune.pt")["step"] == 5
     assert signal.getsignal(signal.SIGINT) is before
+    assert (spent := Run.open(folder).records()["prune"].spent) > 0
+    context, _ = context_of(folder)
+    stages.run_training(context)
+    assert Run.open(folder).records()["prune"].seconds > spent
 
 
 COMMAND = """

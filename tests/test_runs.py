@@ -91,6 +91,22 @@ def test_a_stage_is_finished_only_with_the_same_inputs_and_its_files(config, tmp
     assert run.changed("prune", {"data": "b"})
 
 
+def test_a_stages_seconds_are_those_of_all_processes_that_worked_on_it(config, tmp_path):
+    run = Run.create(tmp_path / "r", config)
+    for seconds in (3.0, 4.0):
+        run.begin("prune", 1)
+        run.stopped("prune", seconds)
+    run.begin("prune", 1)
+    run.finish("prune", 1, [], {}, 0.5)
+    assert run.records()["prune"].seconds == 7.5
+    run.begin("prune", 1)  # anew: what an earlier one took is another's
+    run.stopped("prune", 2.0)
+    run.begin("prune", 2)
+    run.finish("prune", 2, [], {}, 0.25)
+    assert run.records()["prune"].seconds == 0.25
+    assert "spent" not in (run.folder / "stages.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
