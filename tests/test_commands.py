@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BRIEF, tiny_config
+from conftest import BRIEF, at_ease, tiny_config
 from profiles import synthetic
 
 from pipeline import __main__ as cli
 from pipeline import benchmark, models, presets, profiling, sessions
-from pipeline.experiments import bench_export, bench_latency, bench_loader, bench_ops, bench_step, side_by_side
+from pipeline.experiments import (
+    bench_export,
+    bench_latency,
+    bench_loader,
+    bench_ops,
+    bench_step,
+    side_by_side,
+    supported,
+)
 from pipeline.model_names import MICRO
 from targets import Target
 from targets import profile as profiles
@@ -28,12 +36,12 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, image_folder, one_format):
+def place(tmp_path_factory, image_folder, one_format, shared):
     """A folder to work in, where everything is small: a run and a deployment take seconds."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(ROOT / "docs" / "results", folder / "docs" / "results")
-    with pytest.MonkeyPatch.context() as patch:
-        config = tiny_config(image_folder)
+    with at_ease(shared), pytest.MonkeyPatch.context() as patch:
+        config, entries = tiny_config(image_folder), supported.entries()
         patch.chdir(folder)
         patch.setattr(presets, "digits", lambda sparsity: config)
         patch.setattr(presets, "of", lambda dataset, model, sparsity: config)
@@ -41,6 +49,7 @@ def place(tmp_path_factory, image_folder, one_format):
         patch.setattr(profiles, "FOLDER", folder / "profiles")
         patch.setattr(sessions, "QUICK", BRIEF)
         patch.setattr(sessions, "FULL", BRIEF)
+        patch.setattr(supported, "entries", lambda: entries[::12])
         patch.setattr(bench_export, "TINY", MICRO)
         patch.setattr(bench_export, "REDUCED", ())
         patch.setattr(bench_export, "QUICK", BRIEF)
@@ -59,9 +68,7 @@ def place(tmp_path_factory, image_folder, one_format):
             patch.setattr(profiling, name, few)
         patch.setattr(profiling, "depth_of", lambda model: 2)
         patch.setattr(profiling.profile, "__kwdefaults__", profiling.profile.__kwdefaults__ | {"protocol": BRIEF})
-        threads = torch.get_num_threads()
         yield folder
-        torch.set_num_threads(threads)  # bench-export times with others
 
 
 def ended_with(line: str) -> int:
@@ -69,12 +76,14 @@ def ended_with(line: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["pipeline", *line.split()])
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        threads = torch.get_num_threads()
         try:
             with pytest.raises(SystemExit) as ended:
                 cli.main()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            torch.set_num_threads(threads)  # bench-export times with others
     return int(ended.value.code or 0)
 
 
