@@ -33,7 +33,9 @@ $(READY): requirements.lock requirements-cuda.lock
 	@echo "making the environment in $(VENV) (about $(if $(NVIDIA),7,6) GB; minutes, depending on the network)"
 	@"$(PYTHON)" -m venv $(VENV)
 	@for lock in requirements.lock $(if $(NVIDIA),requirements-cuda.lock); do \
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $$lock || exit; done
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes \
+			-r $$lock || exit; done
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true # all cores; some packages bring templates
 	@touch $(READY)
 
 $(VERBS): $(READY)
