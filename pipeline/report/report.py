@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,7 @@ def _inline(svg: str) -> Markup:
     return Markup(f"{opening}>{body}".replace(figures.INK, "currentColor"))
 
 
+@cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(show=show, describe_check=describe_check, label=_label)
