@@ -121,7 +121,7 @@ def test_demo(place, deployed):
             "compare DATASET=digits SPARSITIES=0.5 METHODS=dap SEEDS=0 EPOCHS=1 FINETUNE_EPOCHS=1 OUT=compare.json",
             "results: compare.json",
         ),
-        ("bench-frontier RESULTS=compare.json OUT=frontier.json", "results: frontier.json"),
+        ("bench-frontier RESULTS=compare.json METHODS=dap OUT=frontier.json", "results: frontier.json"),
         ("bench-probes OUT=probes.json", "results: probes.json"),
         ("profile-train", "operations called a step"),
         ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
