@@ -36,9 +36,8 @@ class Node:
         self.holder.stdout.readline()
         children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text()
         self.pid = children.split()[0]
-        self.network = os.open(
-            f"/proc/{self.pid}/ns/net", os.O_RDONLY
-        )  # would go with its last process, and the cable with it
+        # would go with its last process, and the cable with it, and the other node's address
+        self.network = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
         self.run("mount", "--bind", str(hosts), "/etc/hosts")
         self.run("hostname", name)
 
