@@ -15,7 +15,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reord
 
 VERBS := demo data shards prune profile deploy bench app hub stage pretrain compare paper-table models \
 	bench-step bench-probes profile-train bench-loader bench-export bench-ops bench-batch bench-latency-budget \
-	bench-frontier env-size
+	bench-frontier scale-estimate env-size
 .PHONY: help env $(VERBS) test check format lock
 
 help: ## show this help
@@ -59,6 +59,7 @@ env-size: ## what the environment is made of: megabytes of every package, and wh
 bench-step: ## time and memory of a training step, plain and pruning
 bench-probes: ## what the probes hold, for 10, 251 and 1,010 classes
 profile-train: ## the ten operations of a training step that take longest
+scale-estimate: ## time and cost of whole runs on 1, 8 and 64 GPUs, from steps measured on one
 bench-loader: ## images per second of our training loader and timm's
 bench-export: ## our exports beside stock ones and other runtimes
 bench-ops: ## what each kind of operation takes, dense and pruned

@@ -459,7 +459,7 @@ def _is_told(error: BaseException) -> bool:
     """Whether the first of several processes prints an error: one that all have, as they do until they meet."""
     runtime = sys.modules.get("pipeline.train.runtime")
     told = isinstance(error, Interrupted) or TOLD in getattr(error, "__notes__", ())
-    return told or runtime is None or not runtime.have_met()
+    return told or runtime is None or not runtime.meets()
 
 
 def _end(error: BaseException) -> None:

@@ -123,6 +123,7 @@ def test_demo(place, deployed):
         ),
         ("bench-frontier RESULTS=compare.json METHODS=dap OUT=frontier.json", "results: frontier.json"),
         ("bench-probes OUT=probes.json", "results: probes.json"),
+        ("scale-estimate OUT=scale.json", "results: scale.json"),
         ("profile-train", "operations called a step"),
         ("bench-loader QUICK=1 WORKERS=1 OUT=loader.json", "results: loader.json"),
         ("bench-export QUICK=1 OUT=export.json", "results: export.json"),

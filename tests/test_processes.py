@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,29 @@ def _process(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
+def test_a_process_that_is_left_alone_says_so(tmp_path):
+    """Long before six hours are over, and any of them: each may be the only one that knows."""
+    said = []
+    brief = "from datetime import timedelta; from pipeline.train import runtime; runtime.MEETING = timedelta(seconds=2)"
+    code = f"{brief}; from pipeline.__main__ import main; main()"
+    for rank in ("0", "1"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment = {**GLOO, **place, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+        said.append(
+            subprocess.Popen([sys.executable, "-c", code, "prune", "--dataset", "digits"], env=environment,
+                             cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        )  # fmt: skip
+    for process, speaker in zip(said, ("", "process 1: "), strict=True):
+        _, text = process.communicate(timeout=120)
+        assert process.returncode == 3, text
+        assert f"error: {speaker}the other processes of the training are not reached (" in text
+        assert "docs/scale.md says what these need" in text and "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def anew(monkeypatch):
     """As in a process that has not asked for anything yet; accelerate knows one precision a process."""
@@ -206,6 +230,7 @@ def anew(monkeypatch):
     yield
     monkeypatch.undo()
     runtime._asked.precision = runtime._asked.micro_batch = None
+    runtime._asked.meeting = False
     forget()
 
 

@@ -5,7 +5,7 @@ import itertools
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.filesize import decimal
@@ -188,6 +188,52 @@ def bench_probes(
         "probes_mb_per_step",
     )
     _finish(out, "make bench-probes", False, probe_sizes(), shown)
+
+
+@app.command("scale-estimate", epilog=EXIT_CODES)
+def scale_estimate(
+    step: Annotated[Path, typer.Option(help="Steps of a GPU: results of make compare or make bench-step.")] = Path(
+        "docs/results/compare-clothing-vit_small_patch14_dinov2.json"
+    ),
+    loader: Annotated[Path, typer.Option(help="Results of make bench-loader.")] = Path(
+        "docs/results/bench-loader.json"
+    ),
+    models: Annotated[str, typer.Option(help="Models, with spaces.")] = "deit_tiny_patch16_224 deit_small_patch16_224",
+    datasets: Annotated[str, typer.Option(help="Named data sets, with spaces.")] = "inat19 imagenet",
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, each an estimate.")] = "1 8 64",
+    sparsity: Annotated[float, typer.Option(help="Of the pruned model.")] = 0.75,
+    images_per_gpu: Annotated[int | None, typer.Option(help="Images of a step on one GPU.")] = None,
+    cores_per_gpu: Annotated[int | None, typer.Option(help="Cores that load for one GPU.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of a machine.")] = None,
+    within_gb_s: Annotated[float | None, typer.Option(help="GB/s, one way, between GPUs of a machine.")] = None,
+    between_gb_s: Annotated[float | None, typer.Option(help="GB/s, one way, between machines.")] = None,
+    collective_us: Annotated[float | None, typer.Option(help="Microseconds of an all-reduce beside its bytes.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a GPU for an hour, in any currency.")] = None,
+    out: Annotated[Path, typer.Option(help="Results file to write; its table goes beside it.")] = Path(
+        "docs/results/scale-estimate.json"
+    ),
+) -> None:
+    """Time and cost of whole runs on many GPUs, computed from what was measured on one.
+
+    What is assumed has a value each, which options change and the result names.
+    """
+    from pipeline.experiments import scale_estimate as scale
+
+    given: dict[str, Any] = {
+        "images_per_gpu": images_per_gpu,
+        "cores_per_gpu": cores_per_gpu,
+        "gpus_per_node": gpus_per_node,
+        "within_gb_s": within_gb_s,
+        "between_gb_s": between_gb_s,
+        "collective_us": collective_us,
+        "price": price,
+    }
+    assumed = scale.Assumed(**{name: value for name, value in given.items() if value is not None})
+    steps, per_core, counts = scale.measured(step, sparsity), scale.loaded_per_core(loader), _numbers("GPUS", gpus, int)
+    rows = scale.estimate(models.split(), datasets.split(), counts, sparsity, steps, per_core, assumed)
+    command = console.make("scale-estimate", step=step, loader=loader, models=models, datasets=datasets, gpus=gpus,
+                           sparsity=sparsity, **given)  # fmt: skip
+    _finish(out, command, False, rows, scale.report(rows))
 
 
 @app.command("profile-train", epilog=EXIT_CODES)

@@ -35,7 +35,7 @@ def probe_sizes() -> list[dict[str, Any]]:
                 model = check_prunable(shell_of(name, classes))
             elements = sum(gate.length for block in Gates(branches_of(model), "inner").gates for gate in block)
             for probe in ("default", "reference"):
-                params = _probes(model, probe, PruneConfig().probe_rank)
+                params = count_probes(model, probe, PruneConfig().probe_rank)
                 rows.append(
                     {
                         "model": name,
@@ -43,7 +43,7 @@ def probe_sizes() -> list[dict[str, Any]]:
                         "probe": probe,
                         "model_params": _count(model),
                         "params": params,
-                        "params_whole_heads": _probes(model, probe, 10**9),
+                        "params_whole_heads": count_probes(model, probe, 10**9),
                         "memory_mb": params * BYTES_HELD / 1e6,
                         "probes_mb_per_step": params * BYTES_SENT / 1e6,
                         "model_mb_per_step": _count(model) * BYTES_SENT / 1e6,
@@ -53,7 +53,8 @@ def probe_sizes() -> list[dict[str, Any]]:
     return rows
 
 
-def _probes(model: Any, probe: Any, rank: int) -> int:
+def count_probes(model: Any, probe: Any, rank: int) -> int:
+    """Parameters of the probes of a model, which may have no weights."""
     with torch.device("meta"):
         return _count(
             Indicator(

@@ -26,13 +26,14 @@ from accelerate.utils import (
 from torch import nn
 
 from pipeline.data.loader import Share, explain
-from pipeline.errors import TOLD, EnvironmentLacks, Interrupted
+from pipeline.errors import TOLD, EnvironmentLacks, Interrupted, short
 
 T = TypeVar("T")
 Problem = TypeVar("Problem", bound=BaseException)
 
-WAITING = timedelta(hours=6)
-"""how long processes wait for each other: the first may have a million images to find and decode"""
+MEETING, WAITING = timedelta(minutes=10), timedelta(hours=6)
+"""how long processes wait for each other: to come at all, and then: the first may have a million images to find and
+decode"""
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """PRECISION -> what accelerate calls it"""
@@ -53,6 +54,8 @@ class _Asked:
 
     precision: str | None = None
     micro_batch: int | None = None
+    meeting: bool = False
+    """whether other processes are met, or have been"""
 
 
 _asked = _Asked()
@@ -64,7 +67,7 @@ def start(precision: str | None = None, micro_batch: int | None = None) -> None:
     precision:   a key of MIXED; None: accelerate's environment's, else bf16 where a GPU has it, else fp32
     micro_batch: images of a forward at most; None: all that a process has of a step
     Raises ValueError for what accelerate's environment asks for and is not done here, EnvironmentLacks for a precision
-    that this machine cannot train with.
+    that this machine cannot train with, and if the other processes are not reached.
     """
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"MICRO_BATCH={micro_batch} must be 1 or more")
@@ -72,7 +75,18 @@ def start(precision: str | None = None, micro_batch: int | None = None) -> None:
     _check_environment()
     if _mixed_precision() == "fp16" and not torch.cuda.is_available():
         raise EnvironmentLacks("PRECISION=fp16 needs a GPU: its small range needs a scaled loss. On a CPU take bf16")
-    _state()
+    _asked.meeting = True
+    try:
+        if share().processes > 1:
+            gathered(True)  # what connects on first use does so now
+            dist.set_timeout(WAITING)
+    except RuntimeError as error:
+        if not _of_connections(error):
+            raise
+        raise EnvironmentLacks(
+            f"the other processes of the training are not reached ({short(error)}). If they are on other machines, "
+            "docs/scale.md says what these need"
+        ) from error
 
 
 def _check_environment() -> None:
@@ -121,7 +135,7 @@ def accelerator(rounds: int = 1) -> Accelerator:
         # a plugin: a mere number would give way to the environment's
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=rounds, sync_with_dataloader=False),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=WAITING),
+            InitProcessGroupKwargs(timeout=MEETING),
             # Masks are the only buffers; all processes compute the same ones, and `agree` says so if not.
             # After a first step gradients are packed anew, and three or more are then added in another order: a run
             # that goes on would differ in the last bit from one that does not. Looking for unused parameters, of which
@@ -136,9 +150,9 @@ def _state() -> AcceleratorState:
     return accelerator().state
 
 
-def have_met() -> bool:
-    """Whether `start` is over."""
-    return _state.cache_info().currsize > 0
+def meets() -> bool:
+    """Whether the processes have begun to meet: until then all have the same errors, afterwards each its own."""
+    return _asked.meeting
 
 
 def device() -> torch.device:
@@ -221,9 +235,13 @@ def of_all(error: Problem) -> Problem:
 
 def has_lost_another(error: BaseException) -> bool:
     """Whether torch says that another process of the training has gone."""
+    return share().processes > 1 and _of_connections(error)
+
+
+def _of_connections(error: BaseException) -> bool:
     signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
     found = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return share().processes > 1 and (found or isinstance(error, dist.DistError))
+    return found or isinstance(error, dist.DistError)
 
 
 # the model, and the end
