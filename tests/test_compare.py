@@ -12,6 +12,7 @@ from pipeline import stages
 from pipeline.errors import Interrupted
 from pipeline.experiments import compare_report, side_by_side
 from pipeline.experiments.cells import Cell, cells
+from pipeline.experiments.commands import _shown
 from pipeline.experiments.compare import _config, compare
 from pipeline.runs import Run
 
@@ -208,3 +209,12 @@ def test_the_figures_hold_every_method(tmp_path):
         svg = (tmp_path / f"compare-{name}.svg").read_text()
         assert "DAP" in svg and "uniform" in svg
     assert json.loads((tmp_path / "compare.json").read_text())["command"] == "make compare"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shown"),
+    [("digits", "digits"), ("folder:own.zip", "folder:own.zip"), ("folder:/home/me/own.zip", "folder:own.zip"),
+     ("wds:tars", "wds:tars"), ("wds:/home/me/tars", "wds:tars")],
+)  # fmt: skip
+def test_a_results_file_names_the_data_without_their_place(dataset, shown):
+    assert _shown(dataset) == shown

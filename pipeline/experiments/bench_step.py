@@ -85,7 +85,7 @@ def stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
     model = shell_of(name, CLASSES).to(device).train()
     size = timm.data.resolve_model_data_config(model)["input_size"][-1]
     images, targets = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % CLASSES
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, fused=True)
     pruner = None
     if probe != "none":
         config = PruneConfig(sparsity=0.5, probe="reference" if probe == "reference" else "default")

@@ -458,4 +458,4 @@ def _numbers(name: str, text: str, kind):
 def _shown(dataset: str) -> str:
     """A data set's name as results files hold it: without the folders of this machine."""
     kind = next((kind for kind in names.OWN if dataset.startswith(kind)), None)
-    return f"{kind}{Path(dataset).name}" if kind else dataset
+    return f"{kind}{Path(dataset.removeprefix(kind)).name}" if kind else dataset

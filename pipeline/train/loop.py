@@ -103,7 +103,8 @@ def train(
         multiple = 2 * rounds * processes
         raise runtime.of_all(ValueError(f"{problem}. Take a BATCH_SIZE that is a multiple of {multiple}"))
     drop_paths = DropPaths(model, batches.batch_size)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=config.weight_decay)
+    fused = device.type in ("cpu", "cuda")
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=config.weight_decay, fused=fused)
     model, optimizer = accelerator.prepare(model, optimizer)  # not the batches: they know their process themselves
     steps_per_epoch, bare = len(batches), accelerator.unwrap_model(model)
     forward = runtime.compiled(model) if config.compile else model
