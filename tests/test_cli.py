@@ -18,7 +18,7 @@ from photos import put
 
 from dap import save_compact
 from pipeline import __main__ as cli
-from pipeline import files, options, stages
+from pipeline import files, options, sessions, stages
 from pipeline.data import download
 from pipeline.data.catalog import KNOWN
 from pipeline.errors import EnvironmentLacks, Interrupted
@@ -69,6 +69,16 @@ def test_a_folder_of_photos_is_shown_before_anything_is_trained(run, monkeypatch
     code, out = told(run("prune", "DATASET=photos", "KEEP_DUPLICATES=1", "RUN=other"))
     assert code == 0 and "kept: Train/jug/again.jpg" in out
     assert len(kept[1].dataset.train.labels) == 9
+
+
+def test_the_demo_trains_what_its_page_says(run, monkeypatch):
+    kept = []
+    monkeypatch.setattr(sessions, "train", lambda folder, config, *_: kept.append(config))
+    monkeypatch.setattr(sessions, "deploy", lambda *_: 0)
+    assert run("demo")[0] == 0
+    run("prune", "--dataset", "digits", "--sparsity", "0.75", "--no-distill")
+    demo, pruned = kept
+    assert demo == pruned
 
 
 @pytest.mark.parametrize(
