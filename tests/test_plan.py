@@ -37,7 +37,7 @@ def test_a_folder_has_the_recipe_that_was_measured_and_named_sets_their_own(tmp_
         assert lengths(config, 10**6, gpu=False) == [100, 50, 300]
         assert config.dense.lr_at(64) == 5e-4 * 64 / 512
     assert lengths(presets.of("cifar10", DINO_SMALL, 0.75), 50_000, gpu=True) == [40, 24, 16]
-    assert lengths(presets.of("digits", None, 0.75), 7, gpu=True) == [8, 5, 3]
+    assert lengths(presets.of("digits", None, 0.75), 7, gpu=True) == [6, 4, 2]
 
 
 def test_what_the_user_gives_is_taken_as_it_is():
