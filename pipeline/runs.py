@@ -25,7 +25,7 @@ class Record:
     seconds: float | None = None
     """that it took, of all processes that worked on it; None: it has begun and not finished"""
     spent: float = 0.0
-    """seconds of processes that were stopped before it had finished"""
+    """seconds of processes that were stopped in it; 0 once it has finished"""
 
 
 class Run:
@@ -102,8 +102,8 @@ class Run:
 
     def stopped(self, stage: str, seconds: float) -> None:
         """Note that `stage`, which has begun, has been worked on for so long and not finished."""
-        record = self.records()[stage]
-        self._write(stage, replace(record, spent=record.spent + seconds))
+        if record := self.records().get(stage):  # none: somebody has deleted the run meanwhile
+            self._write(stage, replace(record, spent=record.spent + seconds))
 
     def finish(self, stage: str, inputs: Any, files: list[Path], results: dict[str, Any], seconds: float) -> None:
         """Record that `stage` has finished. seconds: since this process began with it"""
@@ -114,15 +114,15 @@ class Run:
     def _spent(self, stage: str, inputs: Any) -> float:
         """Seconds of processes that were stopped in this stage and with these inputs."""
         record = self.records().get(stage)
-        goes_on = record is not None and record.seconds is None and record.inputs == _fingerprint(inputs)
-        return record.spent if record is not None and goes_on else 0.0
+        return record.spent if record and record.inputs == _fingerprint(inputs) else 0.0
 
     def _write(self, stage: str, record: Record) -> None:
         known = {name: asdict(other) for name, other in {**self.records(), stage: record}.items()}
         for entry in known.values():
-            unset = ("results", "seconds") if entry["seconds"] is None else ()
-            for key in unset if entry["spent"] else (*unset, "spent"):
-                del entry[key]
+            if entry["seconds"] is None:
+                del entry["results"], entry["seconds"]
+            if not entry["spent"]:
+                del entry["spent"]
         write_json(self.folder / "stages.json", known)
         _date_last(self.folder / "stages.json")
 

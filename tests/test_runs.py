@@ -105,6 +105,9 @@ def test_a_stages_seconds_are_those_of_all_processes_that_worked_on_it(config, t
     run.finish("prune", 2, [], {}, 0.25)
     assert run.records()["prune"].seconds == 0.25
     assert "spent" not in (run.folder / "stages.json").read_text()
+    (run.folder / "stages.json").unlink()
+    run.stopped("prune", 1.0)  # deleted meanwhile: what ended it is told, not this
+    assert not run.records()
 
 
 @pytest.mark.parametrize(
