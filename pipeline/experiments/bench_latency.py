@@ -79,7 +79,7 @@ def bench_latency(
                 {
                     "seed": seed,
                     "budget": budget,
-                    "dataset": base.dataset if base.dataset == "digits" else Path(base.dataset).name,
+                    "dataset": Path(base.dataset.removeprefix("folder:")).name,
                     "model": base.model,
                     "format": found.format,
                     "precision": found.precision,
