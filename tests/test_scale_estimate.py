@@ -85,7 +85,7 @@ def test_hours_of_the_preset_and_their_cost():
     times = {"dense": 36.0, "prune": 72.0, "finetune": 36.0}
     card = Measured(gpu="a GPU", model=TINY, macs=1, batch=64, processes=1, step_ms=times)
     other = Measured(gpu="a GPU", model="other", macs=10**15, batch=64, processes=1, step_ms=times)
-    card = Measured(**{**vars(card), "macs": scale.count_macs(scale._shell(TINY, 1010))})
+    card = Measured(**{**vars(card), "macs": scale.count_macs(scale.weightless(TINY, 1010))})
     free = Assumed(within_gb_s=1e9, collective_us=1e-9, cores_per_gpu=1000, price=2)
     (row,) = scale.estimate([TINY], ["inat19"], [8], 0.75, [other, card], 500.0, free)
     assert (row["work"], row["images_per_step"], row["measured"]["model"]) == (1, 512, TINY)

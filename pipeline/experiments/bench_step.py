@@ -13,13 +13,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2
 
 from dap import PruneConfig, Pruner
 from pipeline.errors import EnvironmentLacks
 from pipeline.model_names import MICRO
 from pipeline.models import shell_of
 from pipeline.train import runtime
+from pipeline.train.loop import adamw
 from targets.artifact import peak_memory_mb
 
 PROBES = ("none", "default", "reference")
@@ -85,7 +85,7 @@ def stepper(name: str, batch: int, probe: str) -> Callable[[], None]:
     model = shell_of(name, CLASSES).to(device).train()
     size = timm.data.resolve_model_data_config(model)["input_size"][-1]
     images, targets = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % CLASSES
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, fused=True)
+    optimizer = adamw(model, 1e-4, 0.05, device)
     pruner = None
     if probe != "none":
         config = PruneConfig(sparsity=0.5, probe="reference" if probe == "reference" else "default")

@@ -31,8 +31,7 @@ def probe_sizes() -> list[dict[str, Any]]:
     rows = []
     for name in MODELS:
         for classes in CLASSES:
-            with torch.device("meta"):
-                model = check_prunable(shell_of(name, classes))
+            model = weightless(name, classes)
             elements = sum(gate.length for block in Gates(branches_of(model), "inner").gates for gate in block)
             for probe in ("default", "reference"):
                 params = count_probes(model, probe, PruneConfig().probe_rank)
@@ -51,6 +50,12 @@ def probe_sizes() -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def weightless(model: str, classes: int) -> Any:
+    """A model to count on. Raises ValueError for one that is not pruned here."""
+    with torch.device("meta"):
+        return check_prunable(shell_of(model, classes))
 
 
 def count_probes(model: Any, probe: Any, rank: int) -> int:

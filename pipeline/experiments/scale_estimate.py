@@ -15,16 +15,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dap import PruneConfig, count_macs, count_params
-from dap.gates import check_prunable
 from dap.indicator import GROUP
 from pipeline import presets
 from pipeline.data.catalog import KNOWN
 from pipeline.experiments.bench_step import CLASSES
-from pipeline.experiments.probe_sizes import BYTES_SENT, count_probes
-from pipeline.models import shell_of
+from pipeline.experiments.probe_sizes import BYTES_SENT, count_probes, weightless
 from targets import strict
 
 STAGES = ("dense", "prune", "finetune")
@@ -87,7 +83,7 @@ def measured(path: Path, sparsity: float) -> list[Measured]:
         if found["command"].startswith("make bench-step"):
             ms = {(r["model"], r["batch"], r["probe"]): r["step_ms"] for r in rows if r["device"] == "cuda"}
             cards = [
-                Measured(gpu=gpu, model=model, macs=count_macs(_shell(model, CLASSES)), batch=batch, processes=1,
+                Measured(gpu=gpu, model=model, macs=count_macs(weightless(model, CLASSES)), batch=batch, processes=1,
                          step_ms={"dense": plain, "prune": ms[model, batch, "default"], "finetune": plain})
                 for (model, batch, probe), plain in ms.items() if probe == "none"
             ]  # fmt: skip
@@ -169,7 +165,7 @@ def estimate(
     rows = []
     for dataset, model, count in ((d, m, n) for d in datasets for m in models for n in gpus):
         config, known = presets.of(dataset, model, sparsity), KNOWN[dataset]
-        shell, images = _shell(model, known.classes), count * assumed.images_per_gpu
+        shell, images = weightless(model, known.classes), count * assumed.images_per_gpu
         card = max(cards, key=lambda card: (card.model == model, card.macs))
         work = count_macs(shell) * assumed.images_per_gpu / (card.macs * card.batch)
         stages = {}
@@ -186,11 +182,6 @@ def estimate(
                      "cost": [count * hours * assumed.price for hours in total], "measured": asdict(card),
                      "images_per_s_per_core": per_core, "assumed": asdict(assumed)})  # fmt: skip
     return rows
-
-
-def _shell(model: str, classes: int) -> Any:
-    with torch.device("meta"):
-        return check_prunable(shell_of(model, classes))
 
 
 def _sent(shell: Any, stage: str, sparsity: float) -> tuple[float, int]:
